@@ -1,0 +1,92 @@
+//! Walks the blobs of a region that lies in memory.
+
+use crate::body::{LENGTH_BYTES, Span, bad_length, check_span_end};
+use crate::error::{FormatError, Part};
+use crate::limits::BLOB_BYTES_MAX;
+
+/// Walks blobs in order, in place: no copy, no allocation, the same for both versions.
+///
+/// It trusts no length. Once it has met damage it stays there: every further call says the same.
+#[derive(Clone, Debug)]
+pub struct BlobCursor<'a> {
+    bytes: &'a [u8],
+    /// Where the next blob begins, if there is one.
+    next_first: usize,
+    end: usize,
+    alignment_mask: usize,
+    next_number: u64,
+    span: Span,
+}
+
+impl<'a> BlobCursor<'a> {
+    /// `bytes` is the whole file, in which the span lies.
+    pub(crate) fn new(bytes: &'a [u8], span: Span) -> BlobCursor<'a> {
+        BlobCursor {
+            bytes,
+            next_first: span.start as usize,
+            end: span.end as usize,
+            alignment_mask: span.alignment as usize - 1,
+            next_number: span.first_number,
+            span,
+        }
+    }
+
+    /// The next blob, or nothing after the last one.
+    ///
+    /// # Errors
+    /// [`FormatError::Damaged`] if a length does not fit, or if the blobs are not as many as were told.
+    #[inline]
+    #[allow(clippy::should_implement_trait, reason = "errors come out by `?`, as from a lending iterator")]
+    pub fn next(&mut self) -> Result<Option<&'a [u8]>, FormatError> {
+        let first = self.next_first;
+        if first >= self.end {
+            return self.finish();
+        }
+        // The next length (or the end mark) stands between this blob and the span's end.
+        let Some(room) = (self.end - first).checked_sub(LENGTH_BYTES as usize) else {
+            return Err(self.cut_length());
+        };
+        let Some((before, rest)) = self.bytes.split_at_checked(first) else { return Err(self.cut_length()) };
+        let Some(length) = before.last_chunk() else { return Err(self.cut_length()) };
+        let len = u32::from_le_bytes(*length);
+        if len as usize > room.min(BLOB_BYTES_MAX as usize) {
+            return Err(bad_length(self.next_number, first as u64, len, room as u64));
+        }
+        let Some(blob) = rest.get(..len as usize) else {
+            return Err(bad_length(self.next_number, first as u64, len, rest.len() as u64));
+        };
+        self.next_first =
+            (first + len as usize + LENGTH_BYTES as usize + self.alignment_mask) & !self.alignment_mask;
+        self.next_number += 1;
+        Ok(Some(blob))
+    }
+
+    /// The number of the blob that comes next.
+    pub fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// Goes on behind blob `number - 1`.
+    pub(crate) fn skip_to(&mut self, number: u64) -> Result<(), FormatError> {
+        while self.next_number < number && self.next()?.is_some() {}
+        Ok(())
+    }
+
+    #[cold]
+    fn finish(&self) -> Result<Option<&'a [u8]>, FormatError> {
+        check_span_end(&self.span, self.next_first as u64, self.next_number)?;
+        Ok(None)
+    }
+
+    /// Only version 1 comes here: version 2 ends at a multiple of the alignment.
+    #[cold]
+    fn cut_length(&self) -> FormatError {
+        let offset = self.next_first as u64 - LENGTH_BYTES;
+        FormatError::Truncated {
+            part: Part::Blob(self.next_number),
+            offset,
+            found: (self.bytes.len() as u64).saturating_sub(offset),
+            expected: LENGTH_BYTES,
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Each rule of `docs/region-format.md`, broken by a writer that makes all checksums right.
+//!
+//! Goal: a reader refuses for the reason the page gives, and says where. Method: change one thing,
+//! seal again, compare part and property of the error.
+
+mod support;
+
+use pelton_region_format::*;
+use support::*;
+
+/// Damages the sample file in one way and says what a reader must answer.
+fn refused(change: impl FnOnce(&mut Forger), part: Part, what: &str) {
+    let mut forger = Forger::of(&sample_v2());
+    change(&mut forger);
+    let error = forger.verdict().expect_err(what);
+    let FormatError::Damaged { part: found_part, what: found_what, offset, .. } = &error else {
+        panic!("expected damage of {part}: {what}, found {error}");
+    };
+    assert_eq!((*found_part, *found_what), (part, what), "{error}");
+    assert!(*offset <= forger.bytes.len() as u64, "{error}");
+}
+
+#[test]
+fn the_forger_alone_changes_nothing() {
+    let mut forger = Forger::of(&sample_v2());
+    forger.seal_all();
+    assert_eq!(forger.bytes, sample_v2());
+    assert!(forger.verdict().is_ok());
+}
+
+#[test]
+fn header_rules() {
+    let header = |offset: usize, number: u32, what: &str| {
+        refused(|f| _ = f.put_u32(offset, number).seal_header(), Part::Header, what);
+    };
+    for alignment in [0, 1, 4, 24, 8192] {
+        header(16, alignment, "alignment");
+    }
+    for block_bytes in [0, 2048, 5000, 128 << 20] {
+        header(20, block_bytes, "block bytes");
+    }
+    header(28, 0, "region count");
+    header(24, 7, "region index");
+    refused(|f| _ = f.put(80, &[2]).seal_header(), Part::Header, "fingerprint present");
+    refused(|f| _ = f.put(80, &[0]).seal_header(), Part::Header, "padding"); // Absent, but not zeros.
+    refused(|f| _ = f.put(82, &513u16.to_le_bytes()).seal_header(), Part::Header, "key bytes");
+    refused(|f| _ = f.put(96, b"shop?").seal_header(), Part::Header, "key");
+    refused(|f| _ = f.put(96 + 27, b"x").seal_header(), Part::Header, "padding");
+    for zero in [81, 84, 95, 607, 608, 4091] {
+        refused(|f| _ = f.put(zero, &[1]).seal_header(), Part::Header, "padding");
+    }
+    refused(|f| _ = f.put(2, b"P").seal_header(), Part::Header, "signature");
+    refused(|f| _ = f.put(40, b"x"), Part::Header, "checksum");
+}
+
+#[test]
+fn what_is_newer_is_left_alone_and_not_called_damaged() {
+    let unsupported = |change: &dyn Fn(&mut Forger), part: Part, what: &str| {
+        let mut forger = Forger::of(&sample_v2());
+        change(&mut forger);
+        match forger.verdict() {
+            Err(FormatError::Unsupported { part: found_part, what: found_what, .. }) => {
+                assert_eq!((found_part, found_what), (part, what));
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    unsupported(&|f| _ = f.put(1, &[3]), Part::Header, "version");
+    unsupported(&|f| _ = f.put_u32(8, 1 << 5).seal_header(), Part::Header, "required features");
+    unsupported(
+        &|f| {
+            let entry = f.entry(4);
+            f.put_u32(entry, 77).put_u32(entry + 4, 1).seal_table();
+        },
+        Part::SectionTable,
+        "section kind",
+    );
+}
+
+#[test]
+fn what_is_optional_and_unknown_is_skipped() {
+    let mut forger = Forger::of(&sample_v2());
+    let entry = forger.entry(4);
+    forger.put_u32(12, 0x8000_0001).seal_header();
+    forger.put_u32(entry, 0x8000_0007).put_u32(entry + 4, 6).seal_table();
+    assert_eq!(forger.verdict().unwrap().blob_count, 6);
+    let view = RegionView::open(&forger.bytes).unwrap();
+    let frame = view.frame().unwrap();
+    assert_eq!((frame.header().optional_features, frame.metadata()), (0x8000_0001, None));
+    assert_eq!(collect(view.blobs()).unwrap(), sample_blobs());
+}
+
+#[test]
+fn a_file_of_something_else_is_not_called_damaged() {
+    for bytes in [&b""[..], b"\x55", b"PAR1", &[0; 20_000], b"{\"a\": 1}"] {
+        let error = RegionView::open(bytes).unwrap_err();
+        assert!(matches!(error, FormatError::NotARegion { .. }), "{error}");
+        let error = decode(RegionDecoder::stream(), bytes, &[3]).unwrap_err();
+        assert!(matches!(error, FormatError::NotARegion { .. }), "{error}");
+    }
+}
+
+#[test]
+fn trailer_rules() {
+    let trailer = |field: usize, number: u64, what: &str| {
+        refused(|f| _ = f.put_u64(f.trailer() + field, number).seal_trailer(), Part::Trailer, what);
+    };
+    let file = Forger::of(&sample_v2());
+    let (body_end, table) = (file.body_end() as u64, file.table() as u64);
+    trailer(8, sample_v2().len() as u64 + 4096, "file length");
+    trailer(16, 1 << 60, "number of blobs");
+    trailer(24, 1 << 62, "bytes of blobs");
+    trailer(32, 0, "body end");
+    trailer(32, 4096, "body end");
+    trailer(32, body_end + 8, "body end");
+    trailer(32, !63, "table offset");
+    trailer(40, body_end - 64, "table offset");
+    trailer(40, table + 4096, "table offset");
+    trailer(40, u64::MAX, "table offset");
+    trailer(64, 0, "content id");
+    trailer(96, 1, "padding");
+    trailer(4080, 1, "padding");
+    let trailer = |field: usize, number: u32, what: &str| {
+        refused(|f| _ = f.put_u32(f.trailer() + field, number).seal_trailer(), Part::Trailer, what);
+    };
+    trailer(0, 0x6570_0255, "signature");
+    trailer(48, 0, "number of sections");
+    trailer(48, 1025, "number of sections");
+    trailer(48, u32::MAX, "number of sections");
+    trailer(60, 1 << 31, "longest blob");
+    trailer(56, 4201, "shortest blob");
+    refused(|f| _ = f.put_u32(f.trailer() + 52, 0).seal_trailer(), Part::SectionTable, "checksum");
+    refused(|f| _ = f.put(f.trailer() + 70, b"x"), Part::Trailer, "checksum");
+}
+
+/// Counts that are possible but not true: only the walk can tell.
+#[test]
+fn counts_that_are_not_true_are_found_by_verify() {
+    let counts = |field: usize, number: u64, what: &str| {
+        refused(|f| _ = f.put_u64(f.trailer() + field, number).seal_content(), Part::Body, what);
+    };
+    counts(24, 4464, "bytes of blobs");
+    let counts = |field: usize, number: u32, what: &str| {
+        refused(|f| _ = f.put_u32(f.trailer() + field, number).seal_content(), Part::Body, what);
+    };
+    counts(56, 1, "shortest blob");
+    counts(60, 4201, "longest blob");
+    // The histogram counts blobs too: it must be made to agree before the walk is asked.
+    refused(
+        |f| {
+            let (trailer, histogram) = (f.trailer(), f.section(3));
+            f.put_u64(trailer + 16, 7).put_u64(histogram, 3).seal_content();
+        },
+        Part::Body,
+        "number of blobs",
+    );
+    // As many blobs, but of other lengths.
+    refused(
+        |f| {
+            let histogram = f.section(3);
+            f.put_u64(histogram, 1).put_u64(histogram + 8, 1).seal_sections();
+        },
+        Part::Section(3),
+        "a counter",
+    );
+}
+
+#[test]
+fn section_table_rules() {
+    let entry = |kind: u32, field: usize, number: u64, what: &str| {
+        refused(|f| _ = f.put_u64(f.entry(kind) + field, number).seal_table(), Part::SectionTable, what);
+    };
+    let sums = Forger::of(&sample_v2()).section(1) as u64;
+    entry(1, 8, sums + 8, "section offset");
+    entry(2, 8, sums, "section offset");
+    entry(4, 16, 1 << 40, "section length");
+    entry(4, 16, u64::MAX, "section length");
+    refused(
+        |f| _ = f.put_u64(f.entry(4) + 16, 8).seal_sections(),
+        Part::SectionTable,
+        "end of the last section",
+    );
+    refused(|f| _ = f.put_u32(f.entry(2) + 28, 1).seal_table(), Part::SectionTable, "padding");
+    refused(|f| _ = f.put_u32(f.entry(4), 3).seal_table(), Part::SectionTable, "section kind");
+    refused(|f| _ = f.put_u64(f.entry(1), 99).seal_table(), Part::SectionTable, "block checksums");
+    refused(|f| _ = f.put(f.trailer() - 1, &[1]).seal_table(), Part::SectionTable, "padding");
+    refused(|f| _ = f.put(f.trailer() - 1, &[1]), Part::SectionTable, "checksum");
+}
+
+#[test]
+fn section_rules() {
+    let sections = |change: &dyn Fn(&mut Forger), kind: u32, what: &str| {
+        refused(
+            |f| {
+                change(f);
+                f.seal_sections();
+            },
+            Part::Section(kind),
+            what,
+        );
+    };
+    // The sections' own bytes.
+    let grow = |kind: u32, by: i64| {
+        move |f: &mut Forger| {
+            let entry = f.entry(kind);
+            let len = u64_at(&f.bytes, entry + 16);
+            f.put_u64(entry + 16, len.wrapping_add_signed(by));
+        }
+    };
+    sections(&grow(1, 4), 1, "length");
+    sections(&grow(2, -1), 2, "length");
+    sections(&grow(3, -1), 3, "length");
+    sections(&|f| _ = f.put_u32(f.section(2), 0), 2, "stride");
+    sections(&|f| _ = f.put_u32(f.section(2) + 4, 1), 2, "padding");
+    sections(&|f| _ = f.put_u64(f.section(2) + 8, 1), 2, "blob number");
+    sections(&|f| _ = f.put_u64(f.section(2) + 16, 4096), 2, "blob offset");
+    sections(&|f| _ = f.put_u64(f.section(2) + 16, 4224), 2, "blob offset");
+    sections(&|f| _ = f.put_u64(f.section(3), 3), 3, "sum of counters");
+    sections(&|f| _ = f.put_u64(f.section(3) + 8, u64::MAX), 3, "sum of counters");
+    // A section's padding.
+    sections(&|f| _ = f.put(f.section(4) + SAMPLE_METADATA.len(), &[1]), 4, "padding");
+    refused(|f| _ = f.put(f.section(4), b"?"), Part::Section(4), "checksum");
+    refused(|f| _ = f.put_u32(f.section(1), 1), Part::Section(1), "checksum");
+    refused(|f| _ = f.put_u32(f.section(1), 1).seal_sections(), Part::Trailer, "content id");
+}
+
+/// An index of two entries, so that order can be wrong.
+#[test]
+fn index_rules() {
+    let file = RegionEncoderFile { stride: 64 }.write();
+    let index = |change: &dyn Fn(&mut Forger, usize), part: Part, what: &str| {
+        let mut forger = Forger::of(&file);
+        let entry = forger.section(2) + 8;
+        change(&mut forger, entry);
+        forger.seal_sections();
+        let error = forger.verdict().expect_err(what);
+        assert!(
+            matches!(&error, FormatError::Damaged { part: p, what: w, .. } if (*p, *w) == (part, what)),
+            "{what}: {error}"
+        );
+    };
+    let part = Part::Section(2);
+    index(&|f, entry| _ = f.put_u64(entry + 16, 0), part, "blob number");
+    index(&|f, entry| _ = f.put_u64(entry + 16, 1 << 40), part, "blob number");
+    index(&|f, entry| _ = f.put_u64(entry + 24, 4104), part, "blob offset");
+    index(&|f, entry| _ = f.put_u64(entry + 24, 1 << 40), part, "blob offset");
+    index(&|f, entry| _ = f.put_u64(entry + 24, u64_at(&f.bytes, entry + 24) + 1), part, "blob offset");
+    // Plausible, but not true.
+    index(&|f, entry| _ = f.put_u64(entry + 16, 3), part, "blob number at this offset");
+    let offset = "what the index has for this blob's offset";
+    index(&|f, entry| _ = f.put_u64(entry + 24, u64_at(&f.bytes, entry + 24) + 8), part, offset);
+    index(&|f, entry| _ = f.put_u32(entry - 8, 1 << 20), part, offset);
+    index(&|f, entry| _ = f.put_u32(entry - 8, 8), part, offset);
+}
+
+/// Ten blobs of 50 bytes, alignment 8.
+struct RegionEncoderFile {
+    stride: u32,
+}
+
+impl RegionEncoderFile {
+    fn write(&self) -> Vec<u8> {
+        let mut piece = vec![0; PIECE_BYTES_STEP];
+        let mut encoder =
+            RegionEncoder::v2(&Header::default(), piece.len()).unwrap().index_stride(self.stride).unwrap();
+        for i in 0..10 {
+            assert_eq!(encoder.put(&[i; 50], &mut piece).unwrap(), Put::Done);
+        }
+        let mut seal = encoder.seal(None).unwrap();
+        assert_eq!(seal.fill(&mut piece).unwrap(), Put::Done);
+        piece.truncate(seal.piece_used());
+        piece
+    }
+}
+
+#[test]
+fn body_rules() {
+    // Blob 0 begins at 4160, blob 1 at 4224, blob 2 at 4288.
+    refused(|f| _ = f.put(4160, b"x"), Part::Block(1), "checksum");
+    refused(|f| _ = f.put(4096, &[1]).seal_all(), Part::Blob(0), "padding");
+    refused(|f| _ = f.put(4165, &[1]).seal_all(), Part::Blob(1), "padding");
+    refused(|f| _ = f.put_u32(4284, 1 << 31).seal_all(), Part::Blob(2), "length");
+    refused(|f| _ = f.put_u32(4284, 100_000).seal_all(), Part::Blob(2), "length");
+    refused(|f| _ = f.put_u32(f.body_end() - 4, 0).seal_all(), Part::Body, "end mark");
+    refused(|f| _ = f.put_u32(4284, u32::MAX).seal_all(), Part::Body, "end of the last blob");
+}
+
+/// The cursor looks at nothing but lengths, and at each before it uses it.
+#[test]
+fn a_bad_length_ends_the_iteration_with_an_error_that_stays() {
+    for len in [4201u32, 100_000, 1 << 31, u32::MAX] {
+        let mut forger = Forger::of(&sample_v2());
+        let length_at = (4096..forger.body_end()).find(|&at| u32_at(&forger.bytes, at) == 4200).unwrap();
+        forger.put_u32(length_at, len + if len == 4201 { 8000 } else { 0 }).seal_all();
+        let view = RegionView::open(&forger.bytes).unwrap();
+        let mut cursor = view.blobs();
+        for blob in &sample_blobs()[..3] {
+            assert_eq!(cursor.next().unwrap(), Some(&blob[..]));
+        }
+        let error = cursor.next().unwrap_err();
+        assert!(matches!(error, FormatError::Damaged { part: Part::Blob(3), what: "length", .. }), "{error}");
+        assert_eq!(error.offset(), Some(length_at as u64));
+        assert_eq!(cursor.next().unwrap_err(), error, "it never turns into a quiet end");
+    }
+}
+
+#[test]
+fn a_length_that_leads_past_or_short_of_the_end_is_found_by_the_cursor() {
+    // The last blob, 4 bytes, made shorter or longer by a cell: the end is met, the count or place is not.
+    let mut forger = Forger::of(&sample_v2());
+    let last = forger.body_end() - 64;
+    assert_eq!(&forger.bytes[last..last + 4], b"last");
+    forger.put_u32(last - 4, 60).seal_all();
+    assert!(collect(RegionView::open(&forger.bytes).unwrap().blobs()).is_ok(), "60 bytes fit the same cell");
+    forger.put_u32(last - 4, 61).seal_all();
+    assert!(collect(RegionView::open(&forger.bytes).unwrap().blobs()).is_err());
+    // A blob that swallows the next one: the count is short by one.
+    let mut forger = Forger::of(&sample_v2());
+    forger.put_u32(4160 - 4, 64).seal_all();
+    let error = collect(RegionView::open(&forger.bytes).unwrap().blobs()).unwrap_err();
+    assert!(
+        matches!(error, FormatError::Damaged { part: Part::Body, what: "number of blobs", .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn version_1_rules() {
+    let v1 = |bytes: &[u8]| {
+        let view = RegionView::open(bytes).unwrap();
+        let in_place = collect(view.blobs()).map(|blobs| blobs.len() as u64);
+        let walked = view.verify().map(|verified| verified.blob_count);
+        assert_eq!(in_place.is_ok(), walked.is_ok());
+        walked
+    };
+    assert_eq!(v1(b"\x55\x01").unwrap(), 0);
+    assert_eq!(v1(b"\x55\x01\0\0\0\0").unwrap(), 1);
+    assert_eq!(v1(b"\x55\x01\x01\0\0\0x\0\0\0\0").unwrap(), 2);
+    for (bytes, damaged) in [
+        (&b"\x55\x01\x01"[..], false),         // a cut length
+        (b"\x55\x01\x02\0\0\0x", false),       // a cut blob
+        (b"\x55\x01\x01\0\0\0xy", false),      // a stray byte
+        (b"\x55\x01\xff\xff\xff\xff", true),   // minus one
+        (b"\x55\x01\0\0\0\x80xxxxxxxx", true), // the smallest number
+    ] {
+        let error = v1(bytes).unwrap_err();
+        assert_eq!(matches!(error, FormatError::Damaged { .. }), damaged, "{error}");
+    }
+}
+
+#[test]
+fn errors_say_part_place_found_and_expected() {
+    let mut forger = Forger::of(&sample_v2());
+    forger.put_u32(4284, 100_000).seal_all();
+    assert_eq!(
+        forger.verdict().unwrap_err().to_string(),
+        "blob 2 is damaged at offset 4284: length is 100000, expected at most 4668",
+    );
+    let mut forger = Forger::of(&sample_v2());
+    forger.put(4160, b"J");
+    let text = forger.verdict().unwrap_err().to_string();
+    assert!(text.starts_with("block 1 is damaged at offset 4096: checksum is 0x"), "{text}");
+    assert_eq!(
+        RegionView::open(&sample_v2()[..9000]).unwrap_err().to_string(),
+        "file is cut off at offset 0: found 9000 bytes, expected 12288",
+    );
+    assert_eq!(
+        RegionView::open(b"PAR1").unwrap_err().to_string(),
+        "not a region file: it begins with 0x50, a region begins with 0x55",
+    );
+}
