@@ -211,8 +211,10 @@ impl<'f> RegionDecoder<'f> {
                 if !walker.is_ended() {
                     return Err(walker.cut());
                 }
+                let mut blocks = blocks;
                 if span == frame.whole() {
                     walker.check_counts(frame)?;
+                    blocks = frame.block_count(); // An empty first one too, which `Frame::open` has checked.
                 }
                 Ok(walker.verified(Version::V2, frame.trailer().file_bytes, blocks))
             }

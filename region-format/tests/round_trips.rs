@@ -86,7 +86,7 @@ proptest! {
         prop_assert_eq!(&collect(view.blobs()).unwrap(), &blobs);
         let verified = view.verify().unwrap();
         prop_assert_eq!(verified.blob_count, blobs.len() as u64);
-        prop_assert_eq!(verified.blocks, frame.block_count() - u64::from(header.block_bytes == 4096));
+        prop_assert_eq!(verified.blocks, frame.block_count());
         for block in 0..view.block_count() {
             view.verify_block(block).unwrap();
         }

@@ -277,6 +277,8 @@ impl RegionEncoderFile {
 fn body_rules() {
     // Blob 0 begins at 4160, blob 1 at 4224, blob 2 at 4288.
     refused(|f| _ = f.put(4160, b"x"), Part::Block(1), "checksum");
+    // The sample's blocks are as small as the header: block 0 is empty, and its checksum that of nothing.
+    refused(|f| _ = f.put_u32(f.section(1), 1).seal_content(), Part::Block(0), "checksum");
     refused(|f| _ = f.put(4096, &[1]).seal_all(), Part::Blob(0), "padding");
     refused(|f| _ = f.put(4165, &[1]).seal_all(), Part::Blob(1), "padding");
     refused(|f| _ = f.put_u32(4284, 1 << 31).seal_all(), Part::Blob(2), "length");
