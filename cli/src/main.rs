@@ -1,0 +1,62 @@
+//! The `pelton` command.
+//!
+//! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
+//! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
+//! commands do stands in `region/`.
+#![forbid(unsafe_code)]
+
+mod failure;
+mod input;
+mod output;
+mod progress;
+mod region;
+mod spool;
+mod stdout;
+mod units;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+/// Works with Pelton's files from the command line.
+#[derive(Parser)]
+#[command(name = "pelton", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Looks at region files, checks them, converts them and makes them
+    #[command(subcommand)]
+    Region(region::Command),
+}
+
+fn main() -> ExitCode {
+    let run = Cli::try_parse().map_err(Failure::Usage).and_then(|cli| match cli.command {
+        Command::Region(command) => command.run(),
+    });
+    // Where nobody listens to messages either, nothing is left to do about it.
+    match run {
+        Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
+        Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Usage(error)) => {
+            // Also how help and version come out: then the code is 0.
+            let _ = error.print();
+            ExitCode::from(error.exit_code() as u8)
+        }
+        Err(failure @ Failure::File { .. }) => {
+            say(&failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line on standard error.
+fn say(message: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "pelton: {message}");
+}

@@ -1,0 +1,62 @@
+//! `pelton region`: looks at region files, checks them, converts them and makes them.
+//!
+//! Every command reads and writes in a stream: how large a file may be does not depend on memory.
+
+mod cat;
+mod convert;
+mod draft;
+mod inspect;
+mod labels;
+mod pack;
+mod verify;
+
+use clap::{CommandFactory, Subcommand, ValueEnum};
+
+use crate::failure::Failure;
+
+/// What can be done with region files.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Tells what a region file says about itself
+    Inspect(inspect::Inspect),
+    /// Checks every byte of region files; exit code 0 only if all are whole
+    Verify(verify::Verify),
+    /// Writes the blobs of a region file to standard output
+    Cat(cat::Cat),
+    /// Writes the blobs of a region file into a new one
+    Convert(convert::Convert),
+    /// Makes a region file from lines, frames or one whole input
+    Pack(pack::Pack),
+}
+
+impl Command {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        match self {
+            Command::Inspect(inspect) => inspect.run(),
+            Command::Verify(verify) => verify.run(),
+            Command::Cat(cat) => cat.run(),
+            Command::Convert(convert) => convert.run(),
+            Command::Pack(pack) => pack.run(),
+        }
+    }
+}
+
+/// How blobs stand in a stream of bytes.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// Each blob is a length (u32, little-endian) and its bytes
+    Framed,
+    /// Each blob is a line; the line feed at its end does not belong to it
+    Lines,
+    /// pack: the whole input is one blob. cat: the bytes of all blobs, nothing between
+    Raw,
+}
+
+/// Says that the options of a command make no sense together, as clap would.
+fn usage(command: &str, message: String) -> Failure {
+    let mut root = crate::Cli::command();
+    root.build();
+    let command = root.find_subcommand_mut("region").and_then(|region| region.find_subcommand_mut(command));
+    let command = command.expect("the command is running, so it exists");
+    Failure::Usage(command.error(clap::error::ErrorKind::ArgumentConflict, message))
+}
