@@ -3,7 +3,7 @@
 //! A cell is padding, a u32 length, and the blob's bytes. The blob's first byte stands at a multiple
 //! of the alignment, its length in the four bytes before. Version 1 is the same with alignment 1.
 
-use crate::error::{FormatError, Part, Value, damaged};
+use crate::error::{FormatError, Place, Value, damaged};
 use crate::header::Header;
 use crate::limits::{BLOB_BYTES_MAX, FILE_BYTES_MAX, PAGE_BYTES};
 
@@ -86,7 +86,7 @@ impl Span {
 #[cold]
 pub(crate) fn bad_length(number: u64, first: u64, len: u32, room: u64) -> FormatError {
     let most = room.min(BLOB_BYTES_MAX.into());
-    damaged(Part::Blob(number), "length", first - LENGTH_BYTES, len, Value::AtMost(most))
+    damaged(Place::Blob(number), "length", first - LENGTH_BYTES, len, Value::AtMost(most))
 }
 
 /// After the last blob of a span, the next one would begin exactly at the span's end, and as many
@@ -94,11 +94,11 @@ pub(crate) fn bad_length(number: u64, first: u64, len: u32, room: u64) -> Format
 #[cold]
 pub(crate) fn check_span_end(span: &Span, next_first: u64, next_number: u64) -> Result<(), FormatError> {
     if next_first != span.end {
-        return Err(damaged(Part::Body, "end of the last blob", next_first, next_first, span.end));
+        return Err(damaged(Place::Body, "end of the last blob", next_first, next_first, span.end));
     }
     match span.end_number {
         Some(expected) if expected != next_number => {
-            Err(damaged(Part::Body, "number of blobs", span.end, next_number, expected))
+            Err(damaged(Place::Body, "number of blobs", span.end, next_number, expected))
         }
         _ => Ok(()),
     }

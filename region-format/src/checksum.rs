@@ -67,6 +67,11 @@ impl<C: BlockChecksum> BlockSums<C> {
         self.at
     }
 
+    /// How many blocks are full.
+    pub(crate) fn len(&self) -> usize {
+        self.done.len()
+    }
+
     /// Takes the body's next bytes.
     pub(crate) fn add(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {

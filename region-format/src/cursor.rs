@@ -1,7 +1,7 @@
 //! Walks the blobs of a region that lies in memory.
 
 use crate::body::{LENGTH_BYTES, Span, bad_length, check_span_end};
-use crate::error::{FormatError, Part};
+use crate::error::{FormatError, Place};
 use crate::limits::BLOB_BYTES_MAX;
 
 /// Walks blobs in order, in place: no copy, no allocation, the same for both versions.
@@ -83,10 +83,40 @@ impl<'a> BlobCursor<'a> {
     fn cut_length(&self) -> FormatError {
         let offset = self.next_first as u64 - LENGTH_BYTES;
         FormatError::Truncated {
-            part: Part::Blob(self.next_number),
+            place: Place::Blob(self.next_number),
             offset,
             found: (self.bytes.len() as u64).saturating_sub(offset),
             expected: LENGTH_BYTES,
         }
     }
 }
+
+impl<'a> IntoIterator for BlobCursor<'a> {
+    type Item = Result<&'a [u8], FormatError>;
+    type IntoIter = BlobIter<'a>;
+
+    fn into_iter(self) -> BlobIter<'a> {
+        BlobIter { cursor: Some(self) }
+    }
+}
+
+/// The blobs of a cursor as an iterator: for loops, and for adapters. It ends after the first error.
+#[derive(Clone, Debug)]
+pub struct BlobIter<'a> {
+    cursor: Option<BlobCursor<'a>>,
+}
+
+impl<'a> Iterator for BlobIter<'a> {
+    type Item = Result<&'a [u8], FormatError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Result<&'a [u8], FormatError>> {
+        let blob = self.cursor.as_mut()?.next().transpose();
+        if !matches!(blob, Some(Ok(_))) {
+            self.cursor = None;
+        }
+        blob
+    }
+}
+
+impl std::iter::FusedIterator for BlobIter<'_> {}

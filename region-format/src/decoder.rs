@@ -2,27 +2,28 @@
 
 use crate::body::{BODY_START, Span, V1_BODY_START};
 use crate::checksum::{BlockSums, Crc32c};
-use crate::error::{FormatError, Part, damaged};
+use crate::error::{FormatError, Place, damaged};
 use crate::frame::{Frame, block_range, check_block};
 use crate::header::{Header, Version};
 use crate::limits::PAGE_BYTES;
 use crate::trailer::Trailer;
 use crate::walker::{Halt, SpanEnd, Walker};
 
-/// A stretch of one blob's bytes. An empty blob has one part without bytes.
+/// A stretch of one blob's bytes. An empty blob has one fragment, without bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlobPart<'a> {
+#[non_exhaustive]
+pub struct BlobFragment<'a> {
     /// The blob's number.
     pub number: u64,
     /// The length of the whole blob.
     pub len: u32,
-    /// Where in the blob this part begins.
+    /// Where in the blob this fragment begins.
     pub offset: u32,
-    /// The part.
+    /// The bytes.
     pub bytes: &'a [u8],
 }
 
-impl BlobPart<'_> {
+impl BlobFragment<'_> {
     /// Whether the blob begins here.
     pub fn is_first(&self) -> bool {
         self.offset == 0
@@ -34,7 +35,8 @@ impl BlobPart<'_> {
     }
 }
 
-/// What was checked, when all was well.
+/// What was checked, when all was well. A stream can't check the blob index; all else is checked by every
+/// way of reading a whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
@@ -61,7 +63,15 @@ pub struct Verified {
 pub struct RegionDecoder<'f> {
     mode: Mode<'f>,
     tail_bytes_max: u64,
-    stopped: Option<FormatError>,
+    stopped: Option<Stop>,
+}
+
+/// Why nothing more comes.
+#[derive(Debug)]
+enum Stop {
+    Format(FormatError),
+    /// Whoever takes the blobs wanted no more.
+    Sink,
 }
 
 #[derive(Debug)]
@@ -101,8 +111,8 @@ enum Mode<'f> {
 impl<'f> RegionDecoder<'f> {
     /// Decodes a whole file of either version, front to back, without knowing anything of it.
     ///
-    /// It keeps four bytes for each block, and what stands behind the body: 64 MiB at most, which is
-    /// enough for 200 GiB, unless [`tail_bytes_max`](RegionDecoder::tail_bytes_max) says otherwise.
+    /// It compares everything but the blob index, which comes when the blobs are gone. It keeps four bytes
+    /// for each block, and what stands behind the body: each 64 MiB at most, enough for 200 GiB, unless [`tail_bytes_max`](RegionDecoder::tail_bytes_max) says otherwise.
     pub fn stream() -> RegionDecoder<'f> {
         RegionDecoder { mode: Mode::Start { bytes: Vec::new() }, tail_bytes_max: 64 << 20, stopped: None }
     }
@@ -165,7 +175,7 @@ impl<'f> RegionDecoder<'f> {
     pub fn feed<E: From<FormatError>>(
         &mut self,
         chunk: &[u8],
-        sink: &mut impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        sink: &mut impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         if self.stopped.is_some() {
             return Ok(());
@@ -173,11 +183,11 @@ impl<'f> RegionDecoder<'f> {
         match self.take(chunk, sink) {
             Ok(()) => Ok(()),
             Err(Halt::Format(error)) => {
-                self.stopped = Some(error.clone());
+                self.stopped = Some(Stop::Format(error.clone()));
                 Err(error.into())
             }
             Err(Halt::Sink(error)) => {
-                self.stopped = self.walker().map(Walker::cut);
+                self.stopped = Some(Stop::Sink);
                 Err(error)
             }
         }
@@ -188,14 +198,16 @@ impl<'f> RegionDecoder<'f> {
     /// # Errors
     /// [`FormatError`]: what came out is not whole, and must not be used if it came from a stream.
     pub fn finish(self) -> Result<Verified, FormatError> {
-        if let Some(error) = self.stopped {
-            return Err(error);
+        match self.stopped {
+            Some(Stop::Format(error)) => return Err(error),
+            Some(Stop::Sink) => return Err(FormatError::Stopped),
+            None => {}
         }
         match self.mode {
             Mode::Start { bytes } => {
                 Version::of(&bytes)?;
                 let (found, expected) = (bytes.len() as u64, PAGE_BYTES as u64);
-                Err(FormatError::Truncated { part: Part::Header, offset: 0, found, expected })
+                Err(FormatError::Truncated { place: Place::Header, offset: 0, found, expected })
             }
             Mode::V1 { walker } => {
                 if !walker.is_between_blobs() {
@@ -224,7 +236,7 @@ impl<'f> RegionDecoder<'f> {
     fn take<E>(
         &mut self,
         mut chunk: &[u8],
-        sink: &mut impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        sink: &mut impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<(), Halt<E>> {
         while !chunk.is_empty() {
             match &mut self.mode {
@@ -241,13 +253,22 @@ impl<'f> RegionDecoder<'f> {
                 Mode::Body { walker, sums, .. } => {
                     let taken = walker.walk(chunk, sink)?;
                     sums.add(&chunk[..taken]);
+                    // As many checksums must stand in the tail, which may not be longer than this.
+                    if sums.len() as u64 * 4 > self.tail_bytes_max {
+                        let limit = self.tail_bytes_max;
+                        return Err(
+                            FormatError::TooLarge { place: Place::Body, offset: walker.at(), limit }.into()
+                        );
+                    }
                     chunk = &chunk[taken..];
                     self.leave_body();
                 }
                 Mode::Tail { walker, tail, .. } => {
                     if (tail.len() + chunk.len()) as u64 > self.tail_bytes_max {
                         let (offset, limit) = (walker.at(), self.tail_bytes_max);
-                        return Err(FormatError::TooLarge { part: Part::SectionTable, offset, limit }.into());
+                        return Err(
+                            FormatError::TooLarge { place: Place::SectionTable, offset, limit }.into()
+                        );
                     }
                     tail.extend_from_slice(chunk);
                     return Ok(());
@@ -283,7 +304,7 @@ impl<'f> RegionDecoder<'f> {
     /// Goes on to the body once enough of the start is there.
     fn leave_start<E>(
         &mut self,
-        sink: &mut impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        sink: &mut impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<(), Halt<E>> {
         let Mode::Start { bytes } = &mut self.mode else { return Ok(()) };
         if bytes.len() < V1_BODY_START as usize {
@@ -292,9 +313,9 @@ impl<'f> RegionDecoder<'f> {
         match Version::of(bytes)? {
             Version::V1 => {
                 let rest = bytes.split_off(V1_BODY_START as usize);
-                let mut walker = Walker::new(Span::whole_v1(u64::MAX), V1_BODY_START, SpanEnd::Open);
-                walker.walk(&rest, sink)?;
+                let walker = Walker::new(Span::whole_v1(u64::MAX), V1_BODY_START, SpanEnd::Open);
                 self.mode = Mode::V1 { walker };
+                self.take(&rest, sink)?;
             }
             Version::V2 if bytes.len() < PAGE_BYTES => {}
             Version::V2 => {
@@ -317,14 +338,6 @@ impl<'f> RegionDecoder<'f> {
             self.mode = Mode::Tail { header, walker, checksums: sums.finish(), tail: Vec::new() };
         }
     }
-
-    fn walker(&self) -> Option<&Walker<'_>> {
-        match &self.mode {
-            Mode::Start { .. } => None,
-            Mode::V1 { walker } | Mode::Body { walker, .. } | Mode::Tail { walker, .. } => Some(walker),
-            Mode::Framed { walker, .. } => Some(walker),
-        }
-    }
 }
 
 /// Compares what came by with what the tail says.
@@ -338,13 +351,13 @@ fn finish_stream(
     let file_bytes = body_end + tail.len() as u64;
     let Some(page_at) = tail.len().checked_sub(PAGE_BYTES) else {
         let (found, expected) = (tail.len() as u64, PAGE_BYTES as u64);
-        return Err(FormatError::Truncated { part: Part::Trailer, offset: body_end, found, expected });
+        return Err(FormatError::Truncated { place: Place::Trailer, offset: body_end, found, expected });
     };
     let block_bytes = header.block_bytes;
     let trailer = Trailer::decode(&tail[page_at..], &header, file_bytes)?;
     if trailer.body_end != body_end {
         let offset = file_bytes - PAGE_BYTES as u64 + 32;
-        return Err(damaged(Part::Trailer, "body end", offset, trailer.body_end, body_end));
+        return Err(damaged(Place::Trailer, "body end", offset, trailer.body_end, body_end));
     }
     let frame = Frame::open(header, trailer, tail)?;
     for (index, &found) in (0..).zip(checksums) {

@@ -2,7 +2,7 @@
 
 use crate::body::{BODY_START, END_MARK, LENGTH_BYTES, V1_BODY_START, first_after};
 use crate::checksum::{BlockChecksum, BlockSums, Crc32c};
-use crate::error::{EncodeError, check_piece_bytes};
+use crate::error::EncodeError;
 use crate::header::{Header, MAGIC, Version};
 use crate::limits::*;
 use crate::seal::RegionSeal;
@@ -44,6 +44,7 @@ pub enum Put {
 /// assert_eq!(RegionView::open(&file)?.blob(2)?, Some("world".as_bytes()));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Debug)]
 pub struct RegionEncoder<C: BlockChecksum = Crc32c> {
     pub(crate) output: PieceOutput,
     pub(crate) layout: Layout<C>,
@@ -52,11 +53,13 @@ pub struct RegionEncoder<C: BlockChecksum = Crc32c> {
 }
 
 /// What differs between the versions.
+#[derive(Debug)]
 pub(crate) enum Layout<C> {
     V1,
     V2(Box<LayoutV2<C>>),
 }
 
+#[derive(Debug)]
 pub(crate) struct LayoutV2<C> {
     pub(crate) header: Header,
     pub(crate) sums: BlockSums<C>,
@@ -65,6 +68,7 @@ pub(crate) struct LayoutV2<C> {
 }
 
 /// A blob that is begun and not yet whole.
+#[derive(Debug)]
 struct OpenBlob {
     number: u64,
     len: u32,
@@ -93,10 +97,11 @@ impl RegionEncoder {
 
     /// Ends the body. What is still to be written comes out of [`RegionSeal::fill`].
     ///
-    /// Metadata is the user's own; version 1 has no place for it and leaves it out.
+    /// Metadata is the user's own.
     ///
     /// # Errors
-    /// [`EncodeError::BlobBytes`] if a blob is not whole, [`EncodeError::MetadataTooLong`].
+    /// [`EncodeError::BlobBytes`] if a blob is not whole, [`EncodeError::MetadataTooLong`],
+    /// [`EncodeError::NoMetadata`] in version 1.
     pub fn seal(self, metadata: Option<&[u8]>) -> Result<RegionSeal, EncodeError> {
         if let Some(open) = &self.open {
             return Err(open.bytes_error("the region was sealed before they were all there"));
@@ -126,18 +131,22 @@ impl<C: BlockChecksum> RegionEncoder<C> {
         })
     }
 
-    /// Puts the blobs of the index further apart, for regions of terabytes. Before the first blob.
+    /// Puts the blobs of the index further apart, for regions of terabytes. Only before the first blob.
     ///
     /// # Errors
-    /// [`EncodeError::Field`] if it is 0.
+    /// [`EncodeError::Field`] if it is 0, if a blob is begun already, or in version 1, which has no index.
     pub fn index_stride(mut self, stride: u32) -> Result<Self, EncodeError> {
-        if stride == 0 {
-            return Err(EncodeError::Field { field: "index stride", found: 0, expected: "at least 1" });
+        let refuse =
+            |expected| Err(EncodeError::Field { field: "index stride", found: stride.into(), expected });
+        match &mut self.layout {
+            Layout::V1 => refuse("none: version 1 has no index"),
+            Layout::V2(_) if self.counts.blobs > 0 => refuse("to be set before the first blob"),
+            Layout::V2(_) if stride == 0 => refuse("at least 1"),
+            Layout::V2(layout) => {
+                layout.index = IndexBuilder::new(stride);
+                Ok(self)
+            }
         }
-        if let Layout::V2(layout) = &mut self.layout {
-            layout.index = IndexBuilder::new(stride);
-        }
-        Ok(self)
     }
 
     /// Where the next byte will stand in the file.
@@ -288,7 +297,7 @@ impl OpenBlob {
 }
 
 /// What stands before a blob: zeros and its length; or before the body's end: zeros and the end mark.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct CellHead {
     /// The offset after it.
     pub(crate) first: u64,
@@ -303,6 +312,7 @@ impl CellHead {
 }
 
 /// Where the next byte goes: the offset in the file, and the place in the caller's piece.
+#[derive(Debug)]
 pub(crate) struct PieceOutput {
     /// The first bytes of the file; empty once they are written.
     start: Vec<u8>,
@@ -314,7 +324,10 @@ pub(crate) struct PieceOutput {
 
 impl PieceOutput {
     fn new(piece_bytes: usize, start: &[u8]) -> Result<PieceOutput, EncodeError> {
-        check_piece_bytes(piece_bytes)?;
+        if piece_bytes == 0 || !piece_bytes.is_multiple_of(PIECE_BYTES_STEP) {
+            let found = piece_bytes as u64;
+            return Err(EncodeError::Field { field: "piece bytes", found, expected: "a multiple of 2 MiB" });
+        }
         Ok(PieceOutput { start: start.to_vec(), piece_bytes, piece_start: 0, at: 0 })
     }
 
@@ -374,4 +387,53 @@ impl PieceOutput {
     }
 }
 
-const _: () = assert!(BODY_START + V1_BODY_START <= PIECE_BYTES_STEP as u64);
+const _: () =
+    assert!(BODY_START + V1_BODY_START <= PIECE_BYTES_STEP as u64, "the start fits the first piece");
+const _: () = assert!(PIECE_BYTES_STEP.is_multiple_of(PAGE_BYTES), "a page never spans two pieces");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An encoder that has come this far: files that large can't be written in a test.
+    fn encoder_at(at: u64, header: Header) -> RegionEncoder {
+        let mut encoder = RegionEncoder::v2(&header, PIECE_BYTES_STEP).unwrap();
+        encoder.output.start.clear();
+        encoder.output.at = at;
+        encoder
+    }
+
+    fn refused(mut encoder: RegionEncoder, len: u32) -> Option<&'static str> {
+        let counts = encoder.counts;
+        match encoder.begin_blob(len) {
+            Ok(()) => None,
+            Err(EncodeError::RegionFull { what, .. }) => {
+                assert_eq!(encoder.counts, counts, "what is refused changes nothing");
+                Some(what)
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_region_ends_before_its_limits() {
+        let huge = Header { block_bytes: BLOCK_BYTES_MAX, ..Header::default() };
+        let blocks = u64::from(BLOCK_BYTES_MAX) * BLOCKS_MAX as u64;
+        assert_eq!(refused(encoder_at(blocks - 10_000, huge.clone()), 100), None);
+        assert_eq!(
+            refused(encoder_at(blocks - 5_000, huge.clone()), 1000),
+            Some("blocks; larger blocks make room")
+        );
+        assert_eq!(refused(encoder_at(FILE_BYTES_MAX - TAIL_BYTES_MAX - 5_000, huge), 1000), Some("bytes"));
+    }
+
+    #[test]
+    fn an_index_ends_before_a_reader_refuses_it() {
+        let mut encoder = encoder_at(4096, Header::default());
+        let Layout::V2(layout) = &mut encoder.layout else { unreachable!("version 2") };
+        layout.index = IndexBuilder::with_entries(INDEX_ENTRIES_MAX - 1);
+        encoder.begin_blob(0).unwrap();
+        encoder.open = None;
+        assert_eq!(refused(encoder, 0), Some("blobs in the index; a larger stride makes room"));
+    }
+}

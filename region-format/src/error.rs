@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::limits::{PAGE_BYTES, PIECE_BYTES_STEP};
-
 /// Why bytes are not a whole region.
 ///
 /// Each variant is something else to do next. All but the first two name the place.
@@ -17,20 +15,20 @@ pub enum FormatError {
         what: NotARegion,
     },
     /// Written by something newer. Leave the file alone and read it with a newer reader.
-    #[error("{part} needs {what} {found}, which this reader does not know: a newer one wrote it")]
+    #[error("{place} needs {what} {found}, which this reader does not know: a newer one wrote it")]
     Unsupported {
         /// Where the unknown thing stands.
-        part: Part,
+        place: Place,
         /// What kind of thing it is.
         what: &'static str,
         /// The unknown value.
         found: u64,
     },
     /// The bytes end too early. The file was cut, or never finished: fetch it again.
-    #[error("{part} is cut off at offset {offset}: found {found} bytes, expected {expected}")]
+    #[error("{place} is cut off at offset {offset}: found {found} bytes, expected at least {expected}")]
     Truncated {
         /// What is incomplete.
-        part: Part,
+        place: Place,
         /// Where the missing thing starts.
         offset: u64,
         /// How many bytes are there from the offset on.
@@ -39,10 +37,10 @@ pub enum FormatError {
         expected: u64,
     },
     /// A byte is not what it must be. Nothing from this file can be trusted: fetch it again.
-    #[error("{part} is damaged at offset {offset}: {what} is {found}, expected {expected}")]
+    #[error("{place} is damaged at offset {offset}: {what} is {found}, expected {expected}")]
     Damaged {
         /// Where the damage shows.
-        part: Part,
+        place: Place,
         /// Which property does not hold.
         what: &'static str,
         /// The file offset of the field or bytes that do not hold.
@@ -52,11 +50,14 @@ pub enum FormatError {
         /// What should stand there.
         expected: Value,
     },
+    /// The decoder's caller wanted no more, so nothing is known of the rest. Nothing speaks against the file.
+    #[error("the decoder was stopped before the end")]
+    Stopped,
     /// Sound so far, but the reader was told to take no more memory than this.
-    #[error("{part} at offset {offset} needs more than the {limit} bytes that this reader may hold")]
+    #[error("{place} at offset {offset} needs more than the {limit} bytes that this reader may hold")]
     TooLarge {
         /// What is too large.
-        part: Part,
+        place: Place,
         /// Where it starts.
         offset: u64,
         /// The reader's limit in bytes.
@@ -95,7 +96,7 @@ impl FormatError {
     /// Where in the file it is, if the file is ours at all.
     pub fn offset(&self) -> Option<u64> {
         match self {
-            FormatError::NotARegion { .. } | FormatError::Unsupported { .. } => None,
+            FormatError::NotARegion { .. } | FormatError::Unsupported { .. } | FormatError::Stopped => None,
             FormatError::Truncated { offset, .. }
             | FormatError::Damaged { offset, .. }
             | FormatError::TooLarge { offset, .. } => Some(*offset),
@@ -103,10 +104,10 @@ impl FormatError {
     }
 }
 
-/// A part of a region file, as errors name it.
+/// A stretch of a region file, as errors name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Part {
+pub enum Place {
     /// The file as a whole.
     File,
     /// The first page.
@@ -125,17 +126,17 @@ pub enum Part {
     Trailer,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Part::File => f.write_str("file"),
-            Part::Header => f.write_str("header"),
-            Part::Body => f.write_str("body"),
-            Part::Block(index) => write!(f, "block {index}"),
-            Part::Blob(number) => write!(f, "blob {number}"),
-            Part::SectionTable => f.write_str("section table"),
-            Part::Section(kind) => write!(f, "section \"{}\"", crate::sections::SectionKind(*kind)),
-            Part::Trailer => f.write_str("trailer"),
+            Place::File => f.write_str("file"),
+            Place::Header => f.write_str("header"),
+            Place::Body => f.write_str("body"),
+            Place::Block(index) => write!(f, "block {index}"),
+            Place::Blob(number) => write!(f, "blob {number}"),
+            Place::SectionTable => f.write_str("section table"),
+            Place::Section(kind) => write!(f, "section \"{}\"", crate::sections::SectionKind(*kind)),
+            Place::Trailer => f.write_str("trailer"),
         }
     }
 }
@@ -192,13 +193,13 @@ impl From<&str> for Value {
 /// Shorthand for the most common error; cold, so that checks stay small where they are.
 #[cold]
 pub(crate) fn damaged(
-    part: Part,
+    place: Place,
     what: &'static str,
     offset: u64,
     found: impl Into<Value>,
     expected: impl Into<Value>,
 ) -> FormatError {
-    FormatError::Damaged { part, what, offset, found: found.into(), expected: expected.into() }
+    FormatError::Damaged { place, what, offset, found: found.into(), expected: expected.into() }
 }
 
 /// Why a region could not be written as asked. The encoder stays as it was before the call.
@@ -223,6 +224,9 @@ pub enum EncodeError {
         /// Its length.
         bytes: u64,
     },
+    /// Version 1 has no place for metadata. Leave it out, or write version 2.
+    #[error("version 1 has no place for metadata")]
+    NoMetadata,
     /// More metadata than fits. Keep it elsewhere.
     #[error("metadata has {bytes} bytes, a region holds at most {}", crate::METADATA_BYTES_MAX)]
     MetadataTooLong {
@@ -258,17 +262,3 @@ pub enum EncodeError {
         given: &'static str,
     },
 }
-
-/// Checks the size of pieces that an encoder is asked to cut.
-pub(crate) fn check_piece_bytes(piece_bytes: usize) -> Result<(), EncodeError> {
-    if piece_bytes == 0 || !piece_bytes.is_multiple_of(PIECE_BYTES_STEP) {
-        return Err(EncodeError::Field {
-            field: "piece bytes",
-            found: piece_bytes as u64,
-            expected: "a multiple of 2 MiB",
-        });
-    }
-    Ok(())
-}
-
-const _: () = assert!(PIECE_BYTES_STEP.is_multiple_of(PAGE_BYTES), "a page never spans two pieces");

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::hex::{HexError, parse_hex, write_hex};
+
 /// Fingerprints made with another encoding must never equal ours: the context keeps them apart.
 const CONTEXT: &str = "pelton slice fingerprint v1";
 
@@ -41,36 +43,12 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-pub(crate) fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-}
-
 impl FromStr for Fingerprint {
-    type Err = FingerprintError;
+    type Err = HexError;
 
-    fn from_str(text: &str) -> Result<Fingerprint, FingerprintError> {
-        let digits = text.as_bytes();
-        if digits.len() != 64 {
-            return Err(FingerprintError { found: text.to_owned() });
-        }
-        let digit = |byte: u8| (byte as char).to_digit(16);
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            match (digit(pair[0]), digit(pair[1])) {
-                (Some(high), Some(low)) => *byte = (high << 4 | low) as u8,
-                _ => return Err(FingerprintError { found: text.to_owned() }),
-            }
-        }
-        Ok(Fingerprint(bytes))
+    fn from_str(text: &str) -> Result<Fingerprint, HexError> {
+        parse_hex(text).map(Fingerprint)
     }
-}
-
-/// The text is not 64 hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a fingerprint is 64 hexadecimal digits, not {found:?}")]
-pub struct FingerprintError {
-    /// What was given instead.
-    pub found: String,
 }
 
 /// Collects what decides a slice's blobs.

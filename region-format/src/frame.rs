@@ -7,9 +7,10 @@ use zerocopy::byteorder::little_endian::U32;
 
 use crate::body::{BODY_START, Span, first_after};
 use crate::checksum::crc32c;
-use crate::error::{FormatError, Part, Value, damaged};
-use crate::header::{Header, bytes};
+use crate::error::{FormatError, Place, Value, damaged};
+use crate::header::Header;
 use crate::limits::{METADATA_BYTES_MAX, PAGE_BYTES};
+use crate::page::bytes;
 use crate::sections::{BlobIndex, LengthHistogram, Section, SectionKind, Sections};
 use crate::trailer::{ContentId, Trailer};
 
@@ -33,9 +34,12 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// Any of [`FormatError`].
     pub fn open(header: Header, trailer: Trailer, tail: &'a [u8]) -> Result<Frame<'a>, FormatError> {
+        // Both are usually just decoded; but anybody can change a field, and this must not panic.
+        header.check_ranges()?;
+        trailer.check(&header)?;
         if tail.len() as u64 != trailer.tail_bytes() {
             return Err(FormatError::Truncated {
-                part: Part::SectionTable,
+                place: Place::SectionTable,
                 offset: trailer.body_end,
                 found: tail.len() as u64,
                 expected: trailer.tail_bytes(),
@@ -62,8 +66,8 @@ impl<'a> Frame<'a> {
             && section.bytes.len() > METADATA_BYTES_MAX
         {
             let (found, most) = (section.bytes.len() as u64, METADATA_BYTES_MAX as u64);
-            let part = Part::Section(SectionKind::METADATA.0);
-            return Err(damaged(part, "length", section.offset, found, Value::AtMost(most)));
+            let place = Place::Section(SectionKind::METADATA.0);
+            return Err(damaged(place, "length", section.offset, found, Value::AtMost(most)));
         }
         Ok(frame)
     }
@@ -121,22 +125,17 @@ impl<'a> Frame<'a> {
     /// Compares the bytes of one block, `block_range(index)` of the file, with its checksum.
     ///
     /// # Errors
-    /// [`FormatError::Damaged`] if they differ, also if there is no such block.
+    /// [`FormatError::Damaged`] if they differ.
+    ///
+    /// # Panics
+    /// If there is no such block.
     pub fn verify_block(&self, index: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        let expected = self.block_checksum(index).expect("there is a block of this number");
         let range = self.block_range(index);
         let len = range.end - range.start;
         if bytes.len() as u64 != len {
-            return Err(damaged(Part::Block(index), "length", range.start, bytes.len() as u64, len));
+            return Err(damaged(Place::Block(index), "length", range.start, bytes.len() as u64, len));
         }
-        let Some(expected) = self.block_checksum(index) else {
-            return Err(damaged(
-                Part::Block(index),
-                "number",
-                0,
-                index,
-                Value::AtMost(self.block_count() - 1),
-            ));
-        };
         check_block(index, range.start, crc32c(bytes), expected)
     }
 
@@ -203,20 +202,20 @@ impl<'a> Frame<'a> {
     }
 
     fn decode_block_checksums(&self) -> Result<&'a [U32], FormatError> {
-        const PART: Part = Part::Section(SectionKind::BLOCK_CHECKSUMS.0);
+        const PLACE: Place = Place::Section(SectionKind::BLOCK_CHECKSUMS.0);
         let Trailer { body_end, table_offset, .. } = self.trailer;
         let Some(section) = self.sections.find(SectionKind::BLOCK_CHECKSUMS) else {
-            return Err(damaged(Part::SectionTable, "block checksums", table_offset, "missing", "there"));
+            return Err(damaged(Place::SectionTable, "block checksums", table_offset, "missing", "there"));
         };
         let expected = 4 * body_end.div_ceil(self.header.block_bytes.into());
         if section.bytes.len() as u64 != expected {
-            return Err(damaged(PART, "length", section.offset, section.bytes.len() as u64, expected));
+            return Err(damaged(PLACE, "length", section.offset, section.bytes.len() as u64, expected));
         }
         let content_id = ContentId::of(&self.header, &self.trailer.counts(), body_end, section.bytes);
         if content_id != self.trailer.content_id {
             let (found, expected) = (bytes(content_id.as_bytes()), bytes(self.trailer.content_id.as_bytes()));
             return Err(damaged(
-                Part::Trailer,
+                Place::Trailer,
                 "content id",
                 self.trailer.file_bytes - 4032,
                 found,
@@ -244,7 +243,7 @@ pub(crate) fn check_block(index: u64, offset: u64, found: u32, expected: u32) ->
     if found == expected {
         return Ok(());
     }
-    Err(damaged(Part::Block(index), "checksum", offset, Value::Crc(found), Value::Crc(expected)))
+    Err(damaged(Place::Block(index), "checksum", offset, Value::Crc(found), Value::Crc(expected)))
 }
 
 const _: () = assert!(PAGE_BYTES - 64 == 4032, "the content id stands at offset 64 of the trailer");

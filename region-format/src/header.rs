@@ -3,11 +3,11 @@
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::checksum::crc32c;
-use crate::error::{EncodeError, FormatError, NotARegion, Part, Value, damaged};
+use crate::error::{EncodeError, FormatError, NotARegion, Place, Value, damaged};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::limits::*;
+use crate::page::{CRC_OFFSET, bytes, check_crc, check_zero, seal};
 
 pub(crate) const MAGIC: u8 = 0x55;
 const SIGNATURE: [u8; 6] = *b"pelton";
@@ -47,7 +47,7 @@ impl Version {
 }
 
 fn unsupported(what: &'static str, found: u64) -> FormatError {
-    FormatError::Unsupported { part: Part::Header, what, found }
+    FormatError::Unsupported { place: Place::Header, what, found }
 }
 
 /// What the header page says.
@@ -124,8 +124,7 @@ impl Header {
             page.key[..text.len()].copy_from_slice(text.as_bytes());
             page.key_bytes = (text.len() as u16).into();
         }
-        page.crc = crc32c(&page.as_bytes()[..CRC_OFFSET]).into();
-        Ok(page.as_bytes().try_into().expect("the page is one page"))
+        Ok(seal(page.as_bytes()))
     }
 
     /// Reads and checks the first page of a version 2 file.
@@ -139,16 +138,12 @@ impl Header {
         }
         let Ok((page, _)) = HeaderPage::ref_from_prefix(start) else {
             let (found, expected) = (start.len() as u64, PAGE_BYTES as u64);
-            return Err(FormatError::Truncated { part: Part::Header, offset: 0, found, expected });
+            return Err(FormatError::Truncated { place: Place::Header, offset: 0, found, expected });
         };
         if page.signature != SIGNATURE {
-            return Err(damaged(Part::Header, "signature", 2, bytes(&page.signature), bytes(&SIGNATURE)));
+            return Err(damaged(Place::Header, "signature", 2, bytes(&page.signature), bytes(&SIGNATURE)));
         }
-        let crc = crc32c(&page.as_bytes()[..CRC_OFFSET]);
-        if crc != page.crc.get() {
-            let (found, expected) = (Value::Crc(crc), Value::Crc(page.crc.get()));
-            return Err(damaged(Part::Header, "checksum", CRC_OFFSET as u64, found, expected));
-        }
+        check_crc(Place::Header, 0, page.as_bytes())?;
         if page.required_features != 0 {
             return Err(unsupported("required features", page.required_features.get().into()));
         }
@@ -162,11 +157,15 @@ impl Header {
             fingerprint: page.fingerprint()?,
             optional_features: page.optional_features.get(),
         };
-        if let Err(range) = header.check() {
-            return Err(damaged(Part::Header, range.field, range.offset, range.found, range.expected));
-        }
+        header.check_ranges()?;
         page.check_zeros()?;
         Ok(header)
+    }
+
+    /// Refuses a header that no file can have: one that was read, or that a caller made up.
+    pub(crate) fn check_ranges(&self) -> Result<(), FormatError> {
+        self.check()
+            .map_err(|range| damaged(Place::Header, range.field, range.offset, range.found, range.expected))
     }
 
     /// The ranges of the fields that are numbers; the same going out and coming in.
@@ -223,7 +222,6 @@ struct HeaderPage {
 }
 
 const KEY_ROOM: usize = 512;
-const CRC_OFFSET: usize = PAGE_BYTES - 4;
 const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<HeaderPage>() == PAGE_BYTES);
@@ -241,17 +239,17 @@ impl HeaderPage {
     fn key(&self) -> Result<Option<Key>, FormatError> {
         let len = usize::from(self.key_bytes.get());
         if len > KEY_ROOM {
-            return Err(damaged(Part::Header, "key bytes", 82, len as u64, Value::AtMost(KEY_ROOM as u64)));
+            return Err(damaged(Place::Header, "key bytes", 82, len as u64, Value::AtMost(KEY_ROOM as u64)));
         }
         let (text, rest) = self.key.split_at(len);
-        check_zero(Part::Header, 96 + len as u64, rest)?;
+        check_zero(Place::Header, 96 + len as u64, rest)?;
         if len == 0 {
             return Ok(None);
         }
         let text = String::from_utf8_lossy(text);
         let refuse = |error| {
             damaged(
-                Part::Header,
+                Place::Header,
                 "key",
                 96,
                 Value::Text(format!("{text:?}")),
@@ -263,29 +261,15 @@ impl HeaderPage {
 
     fn fingerprint(&self) -> Result<Option<Fingerprint>, FormatError> {
         match self.fingerprint_present {
-            0 => check_zero(Part::Header, 48, &self.fingerprint).map(|()| None),
+            0 => check_zero(Place::Header, 48, &self.fingerprint).map(|()| None),
             1 => Ok(Some(Fingerprint::from_bytes(self.fingerprint))),
-            found => Err(damaged(Part::Header, "fingerprint present", 80, u64::from(found), "0 or 1")),
+            found => Err(damaged(Place::Header, "fingerprint present", 80, u64::from(found), "0 or 1")),
         }
     }
 
     fn check_zeros(&self) -> Result<(), FormatError> {
-        check_zero(Part::Header, 81, &[self.zero_1])?;
-        check_zero(Part::Header, 84, &self.zero_2)?;
-        check_zero(Part::Header, 608, &self.zero_3)
+        check_zero(Place::Header, 81, &[self.zero_1])?;
+        check_zero(Place::Header, 84, &self.zero_2)?;
+        check_zero(Place::Header, 608, &self.zero_3)
     }
-}
-
-pub(crate) fn bytes(bytes: &[u8]) -> Value {
-    Value::Bytes(bytes.to_vec())
-}
-
-/// Bytes that have no meaning yet are zero.
-pub(crate) fn check_zero(part: Part, offset: u64, bytes: &[u8]) -> Result<(), FormatError> {
-    // A plain fold, not a search: padding is short, and almost always right.
-    if bytes.iter().fold(0, |any, byte| any | byte) == 0 {
-        return Ok(());
-    }
-    let index = bytes.iter().position(|&byte| byte != 0).expect("one of them is not zero");
-    Err(damaged(part, "padding", offset + index as u64, u64::from(bytes[index]), 0u64))
 }

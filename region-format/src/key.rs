@@ -128,6 +128,7 @@ pub(crate) fn parse_number<N: FromStr>(part: &'static str, text: &str) -> Result
 /// Why a text is not a key or not a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{part} {problem}; a key is domain/view@clock#slice")]
+#[non_exhaustive]
 pub struct KeyError {
     /// Which part: domain, view, clock or slice.
     pub part: &'static str,

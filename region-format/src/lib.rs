@@ -25,8 +25,10 @@ mod error;
 mod fingerprint;
 mod frame;
 mod header;
+mod hex;
 mod key;
 mod limits;
+mod page;
 mod pattern;
 mod seal;
 mod sections;
@@ -36,13 +38,14 @@ mod walker;
 
 pub use body::Span;
 pub use checksum::{BlockChecksum, Crc32c, crc32c};
-pub use cursor::BlobCursor;
-pub use decoder::{BlobPart, RegionDecoder, Verified};
+pub use cursor::{BlobCursor, BlobIter};
+pub use decoder::{BlobFragment, RegionDecoder, Verified};
 pub use encoder::{Put, RegionEncoder};
-pub use error::{EncodeError, FormatError, NotARegion, Part, Value};
-pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError};
+pub use error::{EncodeError, FormatError, NotARegion, Place, Value};
+pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use frame::Frame;
 pub use header::{Header, Version};
+pub use hex::HexError;
 pub use key::{Key, KeyError, KeyProblem, NAME_BYTES_MAX};
 pub use limits::{
     ALIGNMENT_DEFAULT, ALIGNMENT_MAX, ALIGNMENT_MIN, BLOB_BYTES_MAX, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX,
@@ -54,3 +57,15 @@ pub use seal::{RegionSeal, Sealed, encode_to_vec, encode_v1_to_vec};
 pub use sections::{LengthHistogram, Section, SectionKind};
 pub use trailer::{ContentId, Trailer};
 pub use view::RegionView;
+
+/// Views, cursors, encoders and decoders may go to other threads.
+const _: () = {
+    const fn everywhere<T: Send + Sync>() {}
+    everywhere::<RegionView<'static>>();
+    everywhere::<BlobCursor<'static>>();
+    everywhere::<Frame<'static>>();
+    everywhere::<RegionDecoder<'static>>();
+    everywhere::<RegionEncoder>();
+    everywhere::<RegionSeal>();
+    everywhere::<FormatError>();
+};

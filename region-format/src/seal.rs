@@ -1,9 +1,8 @@
 //! Ends a region: the end mark, the sections, the trailer.
 
-use zerocopy::IntoBytes;
-use zerocopy::byteorder::little_endian::U32;
+use std::collections::VecDeque;
 
-use crate::checksum::{BlockSums, Crc32c};
+use crate::checksum::Crc32c;
 use crate::encoder::{CellHead, Layout, LayoutV2, PieceOutput, Put, RegionEncoder};
 use crate::error::EncodeError;
 use crate::header::{Header, Version};
@@ -15,6 +14,7 @@ use crate::trailer::{ContentId, Counts, Trailer};
 ///
 /// Call [`fill`](RegionSeal::fill) until it is done; then the last piece, of which
 /// [`piece_used`](RegionSeal::piece_used) bytes count, seals the file.
+#[derive(Debug)]
 pub struct RegionSeal {
     output: PieceOutput,
     layout: Layout<Crc32c>,
@@ -23,11 +23,12 @@ pub struct RegionSeal {
     step: Step,
 }
 
+#[derive(Debug)]
 enum Step {
     /// The end mark is not whole yet. Version 1 has none.
     Body { end_mark: Option<CellHead> },
-    /// The tail is laid out, and this much of it written.
-    Tail { bytes: Vec<u8>, done: usize, content_id: Option<ContentId> },
+    /// What is left of the tail, of the first chunk without what is `done`.
+    Tail { chunks: VecDeque<Vec<u8>>, done: usize, content_id: Option<ContentId> },
 }
 
 /// What a sealed region is.
@@ -48,7 +49,9 @@ pub struct Sealed {
 
 impl RegionSeal {
     pub(crate) fn new(encoder: RegionEncoder, metadata: Option<&[u8]>) -> Result<RegionSeal, EncodeError> {
-        let metadata = metadata.filter(|_| matches!(encoder.layout, Layout::V2(_)));
+        if metadata.is_some() && matches!(encoder.layout, Layout::V1) {
+            return Err(EncodeError::NoMetadata);
+        }
         if let Some(metadata) = metadata
             && metadata.len() > METADATA_BYTES_MAX
         {
@@ -89,10 +92,10 @@ impl RegionSeal {
     /// # Panics
     /// If it has not.
     pub fn sealed(&self) -> Sealed {
-        let Step::Tail { bytes, done, content_id } = &self.step else {
+        let Step::Tail { chunks, content_id, .. } = &self.step else {
             panic!("sealed is for after the last fill");
         };
-        assert!(*done == bytes.len(), "sealed is for after the last fill");
+        assert!(chunks.is_empty(), "sealed is for after the last fill");
         Sealed {
             version: if content_id.is_some() { Version::V2 } else { Version::V1 },
             file_bytes: self.output.at,
@@ -109,43 +112,52 @@ impl RegionSeal {
         let whole = end_mark.is_none_or(|end_mark| self.output.put_head(end_mark, piece));
         self.layout.sum(&self.output, piece, 1);
         if whole {
-            let (bytes, content_id) = match &mut self.layout {
-                Layout::V1 => (Vec::new(), None),
+            self.step = match std::mem::replace(&mut self.layout, Layout::V1) {
+                Layout::V1 => Step::Tail { chunks: VecDeque::new(), done: 0, content_id: None },
                 Layout::V2(layout) => {
-                    let (bytes, id) = layout.tail(&self.counts, self.output.at, self.metadata.as_deref());
-                    (bytes, Some(id))
+                    let (chunks, id) = layout.tail(&self.counts, self.output.at, self.metadata.take());
+                    Step::Tail { chunks, done: 0, content_id: Some(id) }
                 }
             };
-            self.step = Step::Tail { bytes, done: 0, content_id };
         }
         whole
     }
 
     fn fill_tail(&mut self, piece: &mut [u8]) -> bool {
-        let Step::Tail { bytes, done, .. } = &mut self.step else { return false };
-        *done += self.output.put_bytes(&bytes[*done..], piece);
-        *done == bytes.len()
+        let Step::Tail { chunks, done, .. } = &mut self.step else { return false };
+        while let Some(chunk) = chunks.front() {
+            *done += self.output.put_bytes(&chunk[*done..], piece);
+            if *done < chunk.len() {
+                return false;
+            }
+            chunks.pop_front(); // Its memory goes as soon as it is written.
+            *done = 0;
+        }
+        true
     }
 }
 
 impl LayoutV2<Crc32c> {
     /// Sections, table and trailer.
-    fn tail(&mut self, counts: &Counts, body_end: u64, metadata: Option<&[u8]>) -> (Vec<u8>, ContentId) {
-        let sums = std::mem::replace(&mut self.sums, BlockSums::new(self.header.block_bytes));
-        let sums: Vec<U32> = sums.finish().into_iter().map(U32::new).collect();
-        let content_id = ContentId::of(&self.header, counts, body_end, sums.as_bytes());
+    fn tail(
+        self,
+        counts: &Counts,
+        body_end: u64,
+        metadata: Option<Vec<u8>>,
+    ) -> (VecDeque<Vec<u8>>, ContentId) {
+        let sums: Vec<u8> = self.sums.finish().into_iter().flat_map(u32::to_le_bytes).collect();
+        let content_id = ContentId::of(&self.header, counts, body_end, &sums);
 
         let mut tail = TailBuilder::new(body_end);
-        tail.add(SectionKind::BLOCK_CHECKSUMS, sums.as_bytes());
-        tail.add(SectionKind::BLOB_INDEX, &self.index.encode());
-        tail.add(SectionKind::LENGTH_HISTOGRAM, self.histogram.as_bytes());
+        tail.add(SectionKind::BLOCK_CHECKSUMS, sums);
+        tail.add(SectionKind::BLOB_INDEX, self.index.encode());
+        tail.add(SectionKind::LENGTH_HISTOGRAM, self.histogram.encode());
         if let Some(metadata) = metadata {
             tail.add(SectionKind::METADATA, metadata);
         }
-        let (mut bytes, table) = tail.finish();
-        let file_bytes = body_end + bytes.len() as u64 + crate::PAGE_BYTES as u64;
+        let (mut chunks, table) = tail.finish();
         let trailer = Trailer {
-            file_bytes,
+            file_bytes: table.end + crate::PAGE_BYTES as u64,
             blob_count: counts.blobs,
             blob_bytes: counts.bytes,
             body_end,
@@ -156,8 +168,8 @@ impl LayoutV2<Crc32c> {
             content_id,
             table_crc: table.crc,
         };
-        bytes.extend_from_slice(&trailer.encode());
-        (bytes, content_id)
+        chunks.push_back(trailer.encode().to_vec());
+        (chunks, content_id)
     }
 }
 

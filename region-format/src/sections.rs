@@ -3,15 +3,16 @@
 mod histogram;
 mod index;
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::checksum::crc32c;
-use crate::error::{FormatError, Part, Value, damaged};
-use crate::header::check_zero;
+use crate::error::{FormatError, Place, Value, damaged};
 use crate::limits::{PAGE_BYTES, SECTIONS_MAX};
+use crate::page::check_zero;
 
 pub use histogram::LengthHistogram;
 pub(crate) use index::{BlobIndex, IndexBuilder, IndexCheck};
@@ -49,6 +50,7 @@ impl fmt::Display for SectionKind {
 
 /// One section of a region file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Section<'a> {
     /// What it holds.
     pub kind: SectionKind,
@@ -104,7 +106,7 @@ impl<'a> Sections<'a> {
         section_count: u32,
         table_crc: u32,
     ) -> Result<Sections<'a>, FormatError> {
-        const TABLE: Part = Part::SectionTable;
+        const TABLE: Place = Place::SectionTable;
         assert!(section_count <= SECTIONS_MAX, "the trailer is checked");
         let (sections_bytes, table_bytes) = tail.split_at((table_offset - body_end) as usize);
         let crc = crc32c(table_bytes);
@@ -140,17 +142,17 @@ impl<'a> Sections<'a> {
                 return Err(field("section kind", 0, kind.0.into(), "a kind that is not there yet".into()));
             }
             let (extent, after) = rest.split_at(padded as usize);
-            let part = Part::Section(kind.0);
+            let place = Place::Section(kind.0);
             let crc = crc32c(extent);
             if crc != entry.crc.get() {
-                return Err(damaged(part, "checksum", offset, Value::Crc(crc), Value::Crc(entry.crc.get())));
+                return Err(damaged(place, "checksum", offset, Value::Crc(crc), Value::Crc(entry.crc.get())));
             }
             let (bytes, zeros) = extent.split_at(len as usize);
-            check_zero(part, offset + len, zeros)?;
+            check_zero(place, offset + len, zeros)?;
             let required = entry.flags.get() & FLAG_REQUIRED != 0;
             if required && !kind.is_known() {
                 return Err(FormatError::Unsupported {
-                    part: TABLE,
+                    place: TABLE,
                     what: "section kind",
                     found: kind.0.into(),
                 });
@@ -174,10 +176,10 @@ impl<'a> Sections<'a> {
     }
 }
 
-/// Lays out sections, table and zeros, up to the trailer.
+/// Lays out sections, table and zeros, up to the trailer. Takes the sections' bytes over, without a copy.
 pub(crate) struct TailBuilder {
-    body_end: u64,
-    bytes: Vec<u8>,
+    end: u64,
+    chunks: VecDeque<Vec<u8>>,
     entries: Vec<TableEntry>,
 }
 
@@ -186,37 +188,39 @@ pub(crate) struct TableFacts {
     pub(crate) offset: u64,
     pub(crate) section_count: u32,
     pub(crate) crc: u32,
+    /// Where the trailer begins.
+    pub(crate) end: u64,
 }
 
 impl TailBuilder {
     pub(crate) fn new(body_end: u64) -> TailBuilder {
-        TailBuilder { body_end, bytes: Vec::new(), entries: Vec::new() }
+        TailBuilder { end: body_end, chunks: VecDeque::new(), entries: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, kind: SectionKind, bytes: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        self.bytes.resize(self.bytes.len().next_multiple_of(SECTION_ALIGNMENT), 0);
+    pub(crate) fn add(&mut self, kind: SectionKind, mut bytes: Vec<u8>) {
+        let len = bytes.len() as u64;
+        bytes.resize(bytes.len().next_multiple_of(SECTION_ALIGNMENT), 0);
         let required = kind == SectionKind::BLOCK_CHECKSUMS;
         self.entries.push(TableEntry {
             kind: kind.0.into(),
             flags: if required { FLAG_REQUIRED } else { 0 }.into(),
-            offset: (self.body_end + start as u64).into(),
-            len: (bytes.len() as u64).into(),
-            crc: crc32c(&self.bytes[start..]).into(),
+            offset: self.end.into(),
+            len: len.into(),
+            crc: crc32c(&bytes).into(),
             zero: 0.into(),
         });
+        self.end += bytes.len() as u64;
+        self.chunks.push_back(bytes);
     }
 
-    /// The bytes between body and trailer.
-    pub(crate) fn finish(mut self) -> (Vec<u8>, TableFacts) {
-        let start = self.bytes.len();
-        let offset = self.body_end + start as u64;
-        let section_count = self.entries.len() as u32;
+    /// The bytes between body and trailer, in chunks.
+    pub(crate) fn finish(mut self) -> (VecDeque<Vec<u8>>, TableFacts) {
+        let (offset, section_count) = (self.end, self.entries.len() as u32);
         let end = trailer_offset(offset, section_count).expect("the encoder keeps files short enough");
-        self.bytes.extend_from_slice(self.entries.as_bytes());
-        self.bytes.resize((end - self.body_end) as usize, 0);
-        let crc = crc32c(&self.bytes[start..]);
-        (self.bytes, TableFacts { offset, section_count, crc })
+        let mut table = self.entries.as_bytes().to_vec();
+        table.resize((end - offset) as usize, 0);
+        let crc = crc32c(&table);
+        self.chunks.push_back(table);
+        (self.chunks, TableFacts { offset, section_count, crc, end })
     }
 }

@@ -1,25 +1,28 @@
 //! The last page: written last, it seals the file.
 
 use std::fmt;
+use std::str::FromStr;
 
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::body::{BODY_START, LENGTH_BYTES, first_after};
-use crate::checksum::crc32c;
-use crate::error::{FormatError, Part, Value, damaged};
-use crate::fingerprint::write_hex;
-use crate::header::{Header, MAGIC, Version, bytes, check_zero};
+use crate::error::{FormatError, Place, Value, damaged};
+use crate::header::{Header, MAGIC, Version};
+use crate::hex::{HexError, parse_hex, write_hex};
 use crate::limits::*;
+use crate::page::{CRC_OFFSET, bytes, check_crc, check_zero, seal};
 use crate::sections::trailer_offset;
 
 const SIGNATURE: [u8; 6] = *b"sealed";
 /// Header, at least four bytes of end mark with their padding, table and trailer: three pages.
 pub(crate) const FILE_BYTES_MIN: u64 = 3 * PAGE_BYTES as u64;
 
-/// Says which body this is: equal ids mean equal bodies.
+/// Says which body this is: equal bodies have equal ids.
 ///
-/// It is made of block checksums, so it finds accidents, not forgers.
+/// It is made of block checksums, counts and lengths. So different bodies can have the same id, by a
+/// forger's work or, among many bodies of one block and equal counts, by chance (1 in 2^32 for each pair): it
+/// finds that a file is not the one that was meant, and proves nothing more.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentId([u8; 32]);
 
@@ -49,6 +52,14 @@ impl ContentId {
 impl fmt::Display for ContentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_hex(f, &self.0)
+    }
+}
+
+impl FromStr for ContentId {
+    type Err = HexError;
+
+    fn from_str(text: &str) -> Result<ContentId, HexError> {
+        parse_hex(text).map(ContentId)
     }
 }
 
@@ -108,14 +119,20 @@ impl Trailer {
     /// # Errors
     /// Any of [`FormatError`]. A file without a valid trailer does not exist: drop it.
     pub fn decode(page: &[u8], header: &Header, file_bytes: u64) -> Result<Trailer, FormatError> {
+        header.check_ranges()?;
         check_file_bytes(file_bytes)?;
         let trailer_at = file_bytes - PAGE_BYTES as u64;
         let Ok(page) = TrailerPage::ref_from_bytes(page) else {
             let (found, expected) = (page.len() as u64, PAGE_BYTES as u64);
-            return Err(FormatError::Truncated { part: Part::Trailer, offset: trailer_at, found, expected });
+            return Err(FormatError::Truncated {
+                place: Place::Trailer,
+                offset: trailer_at,
+                found,
+                expected,
+            });
         };
         let wrong = |what, field_offset: u64, found: Value, expected: Value| {
-            Err(damaged(Part::Trailer, what, trailer_at + field_offset, found, expected))
+            Err(damaged(Place::Trailer, what, trailer_at + field_offset, found, expected))
         };
         let start = [
             MAGIC,
@@ -130,14 +147,11 @@ impl Trailer {
         if page.start != start {
             return wrong("signature", 0, bytes(&page.start), bytes(&start));
         }
-        let crc = crc32c(&page.as_bytes()[..CRC_OFFSET]);
-        if crc != page.crc.get() {
-            return wrong("checksum", CRC_OFFSET as u64, Value::Crc(crc), Value::Crc(page.crc.get()));
-        }
+        check_crc(Place::Trailer, trailer_at, page.as_bytes())?;
         if page.file_bytes != file_bytes {
             return wrong("file length", 8, page.file_bytes.get().into(), file_bytes.into());
         }
-        check_zero(Part::Trailer, trailer_at + 96, &page.zero)?;
+        check_zero(Place::Trailer, trailer_at + 96, &page.zero)?;
 
         let trailer = Trailer {
             file_bytes,
@@ -151,8 +165,7 @@ impl Trailer {
             content_id: ContentId(page.content_id),
             table_crc: page.table_crc.get(),
         };
-        trailer.check_places(trailer_at, header.alignment.into())?;
-        trailer.check_counts(trailer_at, header.alignment.into())?;
+        trailer.check(header)?;
         Ok(trailer)
     }
 
@@ -170,8 +183,7 @@ impl Trailer {
         page.shortest = self.shortest.into();
         page.longest = self.longest.into();
         page.content_id = self.content_id.0;
-        page.crc = crc32c(&page.as_bytes()[..CRC_OFFSET]).into();
-        page.as_bytes().try_into().expect("the page is one page")
+        seal(page.as_bytes())
     }
 
     /// How many bytes stand after the body: what a reader needs to read before anything else.
@@ -188,10 +200,17 @@ impl Trailer {
         }
     }
 
-    /// Body, sections, table and trailer stand one after the other.
+    /// Body, sections, table and trailer stand one after the other, and the body has room for the blobs.
+    pub(crate) fn check(&self, header: &Header) -> Result<(), FormatError> {
+        check_file_bytes(self.file_bytes)?;
+        let trailer_at = self.file_bytes - PAGE_BYTES as u64;
+        self.check_places(trailer_at, header.alignment.into())?;
+        self.check_counts(trailer_at, header.alignment.into())
+    }
+
     fn check_places(&self, trailer_at: u64, alignment: u64) -> Result<(), FormatError> {
         let wrong = |what, field_offset: u64, found: u64, expected: Value| {
-            Err(damaged(Part::Trailer, what, trailer_at + field_offset, found, expected))
+            Err(damaged(Place::Trailer, what, trailer_at + field_offset, found, expected))
         };
         let body_end_min = first_after(BODY_START, alignment);
         if self.body_end < body_end_min {
@@ -221,7 +240,7 @@ impl Trailer {
     /// The body is large enough for what is counted.
     fn check_counts(&self, trailer_at: u64, alignment: u64) -> Result<(), FormatError> {
         let wrong = |what, field_offset: u64, found: u64, expected: u64| {
-            Err(damaged(Part::Trailer, what, trailer_at + field_offset, found, Value::AtMost(expected)))
+            Err(damaged(Place::Trailer, what, trailer_at + field_offset, found, Value::AtMost(expected)))
         };
         let blob_count_max = (self.body_end - first_after(BODY_START, alignment)) / alignment;
         if self.blob_count > blob_count_max {
@@ -247,15 +266,15 @@ impl Trailer {
 pub(crate) fn check_file_bytes(file_bytes: u64) -> Result<(), FormatError> {
     if file_bytes < FILE_BYTES_MIN {
         let (found, expected) = (file_bytes, FILE_BYTES_MIN);
-        return Err(FormatError::Truncated { part: Part::File, offset: 0, found, expected });
+        return Err(FormatError::Truncated { place: Place::File, offset: 0, found, expected });
     }
     let whole = file_bytes - file_bytes % PAGE_BYTES as u64;
     if whole != file_bytes {
         let (found, expected) = (file_bytes - whole, PAGE_BYTES as u64);
-        return Err(FormatError::Truncated { part: Part::Trailer, offset: whole, found, expected });
+        return Err(FormatError::Truncated { place: Place::Trailer, offset: whole, found, expected });
     }
     if file_bytes > FILE_BYTES_MAX {
-        return Err(damaged(Part::File, "length", 0, file_bytes, Value::AtMost(FILE_BYTES_MAX)));
+        return Err(damaged(Place::File, "length", 0, file_bytes, Value::AtMost(FILE_BYTES_MAX)));
     }
     Ok(())
 }
@@ -279,7 +298,6 @@ struct TrailerPage {
     crc: U32,
 }
 
-const CRC_OFFSET: usize = PAGE_BYTES - 4;
 const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<TrailerPage>() == PAGE_BYTES);
@@ -289,3 +307,60 @@ const _: () = {
     assert!(offset_of!(TrailerPage, zero) == 96);
     assert!(offset_of!(TrailerPage, crc) == CRC_OFFSET);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Trailer {
+        Trailer {
+            file_bytes: 16_384,
+            blob_count: 1,
+            blob_bytes: 5,
+            body_end: 4120,
+            table_offset: 8192,
+            section_count: 4,
+            shortest: 5,
+            longest: 5,
+            content_id: ContentId([7; 32]),
+            table_crc: 0,
+        }
+    }
+
+    fn refused(trailer: &Trailer) -> &'static str {
+        match trailer.check(&Header::default()).unwrap_err() {
+            FormatError::Damaged { what, .. } => what,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Files that large can't be made in a test; their trailers can.
+    #[test]
+    fn limits_of_size_are_checked() {
+        assert_eq!(sample().check(&Header::default()), Ok(()));
+        let at = |body_end: u64, tail: u64| {
+            let file_bytes = body_end + tail;
+            Trailer { file_bytes, body_end, table_offset: file_bytes - 8192, ..sample() }
+        };
+        assert_eq!(at(8 << 30, TAIL_BYTES_MAX).check(&Header::default()), Ok(()));
+        assert_eq!(refused(&at(8 << 30, TAIL_BYTES_MAX + 4096)), "body end");
+        let most = FILE_BYTES_MAX - FILE_BYTES_MAX % 4096;
+        assert_eq!(at(most - 16_384, 16_384).check(&Header::default()), Ok(()));
+        assert_eq!(refused(&at(most - 12_288, 16_384)), "length");
+    }
+
+    #[test]
+    fn counts_that_cannot_be_are_refused() {
+        assert_eq!(refused(&Trailer { blob_count: 0, blob_bytes: 0, ..sample() }), "longest blob");
+        assert_eq!(refused(&Trailer { shortest: 6, ..sample() }), "shortest blob");
+        assert_eq!(refused(&Trailer { blob_count: 3, ..sample() }), "number of blobs");
+        assert_eq!(refused(&Trailer { blob_bytes: 17, ..sample() }), "bytes of blobs");
+    }
+
+    #[test]
+    fn a_content_id_reads_back_from_its_text() {
+        let id = ContentId(std::array::from_fn(|i| i as u8 * 7));
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("12".parse::<ContentId>().is_err());
+    }
+}

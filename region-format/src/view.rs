@@ -11,7 +11,8 @@ use crate::trailer::{Trailer, check_file_bytes};
 
 /// A whole region file in memory, of either version.
 ///
-/// Opening reads header, trailer and sections, never the body: a region of any size opens at once.
+/// Opening reads header, trailer and sections, never the body: it takes a fraction of a millisecond for a
+/// gibibyte, most of it for the index.
 /// What the body holds is checked as it is reached, or all at once by [`verify`](RegionView::verify).
 #[derive(Clone, Debug)]
 pub struct RegionView<'a> {
@@ -93,17 +94,12 @@ impl<'a> RegionView<'a> {
     /// Compares one block with its checksum.
     ///
     /// # Errors
-    /// [`FormatError::Damaged`] if they differ, or if there is no such block.
+    /// [`FormatError::Damaged`] if they differ.
+    ///
+    /// # Panics
+    /// If there is no such block; version 1 has none.
     pub fn verify_block(&self, index: u64) -> Result<(), FormatError> {
-        let Some(frame) = &self.frame else {
-            return Err(crate::error::damaged(
-                crate::Part::Block(index),
-                "number",
-                0,
-                index,
-                "none: version 1 has no checksums",
-            ));
-        };
+        let frame = self.frame.as_ref().expect("version 1 has no blocks");
         let range = frame.block_range(index);
         frame.verify_block(index, &self.bytes[range.start as usize..range.end as usize])
     }
@@ -114,7 +110,7 @@ impl<'a> RegionView<'a> {
     /// # Errors
     /// The first damage, if there is any.
     pub fn verify(&self) -> Result<Verified, FormatError> {
-        let nothing = &mut |_: crate::BlobPart<'_>| Ok::<(), FormatError>(());
+        let nothing = &mut |_: crate::BlobFragment<'_>| Ok::<(), FormatError>(());
         match &self.frame {
             Some(frame) => {
                 let mut decoder = RegionDecoder::over(frame, frame.whole());

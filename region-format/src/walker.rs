@@ -1,11 +1,12 @@
 //! Follows a body's cells through chunks of any size, and checks them on the way.
 
 use crate::body::{END_MARK, LENGTH_BYTES, Span, bad_length, check_span_end, first_after};
-use crate::decoder::{BlobPart, Verified};
-use crate::error::{FormatError, Part, damaged};
+use crate::decoder::{BlobFragment, Verified};
+use crate::error::{FormatError, Place, damaged};
 use crate::frame::Frame;
-use crate::header::{Version, check_zero};
+use crate::header::Version;
 use crate::limits::BLOB_BYTES_MAX;
+use crate::page::check_zero;
 use crate::sections::{BlobIndex, IndexCheck, LengthHistogram, SectionKind};
 use crate::trailer::Counts;
 
@@ -103,7 +104,7 @@ impl<'f> Walker<'f> {
     pub(crate) fn walk<E>(
         &mut self,
         bytes: &[u8],
-        sink: &mut impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        sink: &mut impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<usize, Halt<E>> {
         let mut rest = bytes;
         loop {
@@ -111,7 +112,7 @@ impl<'f> Walker<'f> {
                 Step::Padding => {
                     let len = (self.first - LENGTH_BYTES - self.at).min(rest.len() as u64) as usize;
                     let zeros = self.take(&mut rest, len);
-                    check_zero(Part::Blob(self.number), self.at - len as u64, zeros)?;
+                    check_zero(Place::Blob(self.number), self.at - len as u64, zeros)?;
                     if self.at == self.first - LENGTH_BYTES {
                         self.step = Step::Length { word: [0; 4], have: 0 };
                     } else {
@@ -128,13 +129,13 @@ impl<'f> Walker<'f> {
                     self.begin(u32::from_le_bytes(word))?;
                 }
                 Step::Bytes { len, done } => {
-                    let part = self.take(&mut rest, (len - done) as usize);
-                    let after = done + part.len() as u32;
-                    // An empty blob has one part, an unfinished one none without bytes.
-                    if !part.is_empty() || len == 0 {
-                        let part = BlobPart { number: self.number, len, offset: done, bytes: part };
+                    let taken = self.take(&mut rest, (len - done) as usize);
+                    let after = done + taken.len() as u32;
+                    // An empty blob has one fragment; no other fragment is empty.
+                    if !taken.is_empty() || len == 0 {
+                        let fragment = BlobFragment { number: self.number, len, offset: done, bytes: taken };
                         self.step = Step::Bytes { len, done: after };
-                        sink(part).map_err(Halt::Sink)?;
+                        sink(fragment).map_err(Halt::Sink)?;
                     }
                     if after < len {
                         return Ok(bytes.len());
@@ -148,13 +149,13 @@ impl<'f> Walker<'f> {
 
     /// The error that says what is missing here.
     pub(crate) fn cut(&self) -> FormatError {
-        let part = Part::Blob(self.number);
+        let place = Place::Blob(self.number);
         let (offset, found, expected) = match self.step {
             Step::Padding | Step::End => (self.at, 0, self.first.saturating_sub(self.at)),
             Step::Length { have, .. } => (self.first - LENGTH_BYTES, have as u64, LENGTH_BYTES),
             Step::Bytes { len, done } => (self.first, done.into(), len.into()),
         };
-        FormatError::Truncated { part, offset, found, expected }
+        FormatError::Truncated { place, offset, found, expected }
     }
 
     /// Compares the counts of a whole body with those of the frame.
@@ -168,15 +169,15 @@ impl<'f> Walker<'f> {
             ("longest blob", found.longest.into(), expected.longest.into()),
         ] {
             if found != expected {
-                return Err(damaged(Part::Body, what, offset, found, expected));
+                return Err(damaged(Place::Body, what, offset, found, expected));
             }
         }
         if let Some(section) = frame.section(SectionKind::LENGTH_HISTOGRAM) {
             let expected = frame.histogram().map_or([0; 32], LengthHistogram::counts);
             for (counter, (found, expected)) in (0..).zip(self.histogram.counts().into_iter().zip(expected)) {
                 if found != expected {
-                    let part = Part::Section(section.kind.0);
-                    return Err(damaged(part, "a counter", section.offset + 8 * counter, found, expected));
+                    let place = Place::Section(section.kind.0);
+                    return Err(damaged(place, "a counter", section.offset + 8 * counter, found, expected));
                 }
             }
         }
@@ -207,7 +208,7 @@ impl<'f> Walker<'f> {
             return Ok(());
         }
         if self.first >= self.span.end {
-            return Err(damaged(Part::Body, "end mark", self.first - LENGTH_BYTES, len, END_MARK));
+            return Err(damaged(Place::Body, "end mark", self.first - LENGTH_BYTES, len, END_MARK));
         }
         let room = (self.span.end - self.first).saturating_sub(LENGTH_BYTES);
         if len > BLOB_BYTES_MAX || u64::from(len) > room {

@@ -90,7 +90,6 @@ proptest! {
         for block in 0..view.block_count() {
             view.verify_block(block).unwrap();
         }
-        prop_assert!(view.verify_block(view.block_count()).is_err());
         let mut cursor = view.blobs();
         while let Some(blob) = cursor.next().unwrap() {
             prop_assert_eq!((blob.as_ptr() as usize - file.as_ptr() as usize) % header.alignment as usize, 0);
@@ -189,11 +188,11 @@ fn a_region_beyond_4_gib_reads_back() {
     let lengths = [BLOB_BYTES_MAX, 3, BLOB_BYTES_MAX, BLOB_BYTES_MAX - 4096, 0, 9];
     let fill = vec![7u8; 1 << 20];
     let mut seen = Vec::new();
-    let mut sink = |part: BlobPart<'_>| {
-        if part.is_last() {
-            seen.push(part.len);
+    let mut sink = |fragment: BlobFragment<'_>| {
+        if fragment.is_last() {
+            seen.push(fragment.len);
         }
-        assert!(part.bytes.iter().take(10).all(|&byte| byte == 7));
+        assert!(fragment.bytes.iter().take(10).all(|&byte| byte == 7));
         Ok::<(), FormatError>(())
     };
     let mut file_bytes = 0;
@@ -244,14 +243,25 @@ fn what_cannot_be_written_is_refused_with_the_numbers_and_changes_nothing() {
     assert_eq!(encoder.append(&mut &b"ab"[..], &mut piece), Ok(Put::Done));
     assert!(matches!(encoder.put(b"other", &mut piece), Err(EncodeError::BlobBytes { .. })));
     assert_eq!(encoder.append(&mut &b"c"[..], &mut piece), Ok(Put::Done));
+    assert!(matches!(encoder.begin_blob(1 << 31), Err(EncodeError::BlobTooLong { number: 1, .. })));
+    // What was refused left no trace.
+    let mut seal = encoder.seal(None).unwrap();
+    assert_eq!(seal.fill(&mut piece), Ok(Put::Done));
+    assert_eq!(piece[..seal.piece_used()], encode_to_vec(&Header::default(), ["abc"], None).unwrap());
+
+    let mut encoder = RegionEncoder::v2(&Header::default(), piece.len()).unwrap();
     encoder.begin_blob(2).unwrap();
-    assert!(matches!(encoder.seal(None).err(), Some(EncodeError::BlobBytes { number: 1, .. })));
+    assert!(matches!(encoder.seal(None).err(), Some(EncodeError::BlobBytes { number: 0, .. })));
+    assert_eq!(RegionEncoder::v1(piece.len()).unwrap().seal(Some(b"x")).err(), Some(EncodeError::NoMetadata));
+    assert!(RegionEncoder::v1(piece.len()).unwrap().index_stride(8).is_err());
+    assert!(RegionEncoder::v2(&Header::default(), piece.len()).unwrap().index_stride(0).is_err());
+    let mut encoder = RegionEncoder::v2(&Header::default(), piece.len()).unwrap();
+    assert_eq!(encoder.put(b"x", &mut piece), Ok(Put::Done));
+    assert!(encoder.index_stride(16).is_err(), "the index has begun");
     let long = vec![0; METADATA_BYTES_MAX + 1];
     let encoder = RegionEncoder::v2(&Header::default(), piece.len()).unwrap();
     assert!(matches!(encoder.seal(Some(&long)).err(), Some(EncodeError::MetadataTooLong { .. })));
     assert!(RegionEncoder::v2(&Header::default(), piece.len()).unwrap().seal(Some(&long[1..])).is_ok());
-    // What was refused left no trace.
-    assert_eq!(encode_to_vec(&Header::default(), ["abc"], None).unwrap()[4104..4107], *b"abc");
 }
 
 #[test]
@@ -269,6 +279,12 @@ fn a_stream_takes_no_more_memory_than_it_was_told() {
     let decoder = RegionDecoder::stream().tail_bytes_max(4096);
     let error = decode(decoder, &file, &[512]).unwrap_err();
     assert!(matches!(error, FormatError::TooLarge { limit: 4096, .. }), "{error}");
+    // A body that never ends has checksums that never end.
+    let header = Header { block_bytes: 4096, ..Header::default() };
+    let body = encode_to_vec(&header, [vec![0; 5 << 20]], None).unwrap();
+    let mut decoder = RegionDecoder::stream().tail_bytes_max(4096);
+    let fed = decoder.feed(&body, &mut |_: BlobFragment<'_>| Ok::<(), FormatError>(()));
+    assert!(matches!(fed, Err(FormatError::TooLarge { place: Place::Body, limit: 4096, .. })), "{fed:?}");
 }
 
 /// Decoders stop when whoever takes the blobs says so, and never call that a whole region.
@@ -284,15 +300,17 @@ fn a_sink_that_fails_stops_the_decoder() {
             Stop::Format
         }
     }
-    let file = sample_v2();
-    let mut decoder = RegionDecoder::stream();
-    let mut calls = 0;
-    let mut sink = |_: BlobPart<'_>| {
-        calls += 1;
-        if calls == 2 { Err(Stop::Full) } else { Ok(()) }
-    };
-    assert_eq!(decoder.feed(&file, &mut sink), Err(Stop::Full));
-    assert_eq!(decoder.feed(&file, &mut sink), Ok(()));
-    assert!(decoder.finish().is_err());
-    assert_eq!(calls, 2);
+    let first_page = encode_v1_to_vec(["a", "b", "c"]).unwrap();
+    for file in [sample_v2(), encode_v1_to_vec(sample_blobs()).unwrap(), first_page] {
+        let mut decoder = RegionDecoder::stream();
+        let mut calls = 0;
+        let mut sink = |_: BlobFragment<'_>| {
+            calls += 1;
+            if calls == 2 { Err(Stop::Full) } else { Ok(()) }
+        };
+        assert_eq!(decoder.feed(&file, &mut sink), Err(Stop::Full));
+        assert_eq!(decoder.feed(&file, &mut sink), Ok(()));
+        assert_eq!(decoder.finish(), Err(FormatError::Stopped));
+        assert_eq!(calls, 2);
+    }
 }

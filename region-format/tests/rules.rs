@@ -9,14 +9,14 @@ use pelton_region_format::*;
 use support::*;
 
 /// Damages the sample file in one way and says what a reader must answer.
-fn refused(change: impl FnOnce(&mut Forger), part: Part, what: &str) {
+fn refused(change: impl FnOnce(&mut Forger), place: Place, what: &str) {
     let mut forger = Forger::of(&sample_v2());
     change(&mut forger);
     let error = forger.verdict().expect_err(what);
-    let FormatError::Damaged { part: found_part, what: found_what, offset, .. } = &error else {
-        panic!("expected damage of {part}: {what}, found {error}");
+    let FormatError::Damaged { place: found_place, what: found_what, offset, .. } = &error else {
+        panic!("expected damage of {place}: {what}, found {error}");
     };
-    assert_eq!((*found_part, *found_what), (part, what), "{error}");
+    assert_eq!((*found_place, *found_what), (place, what), "{error}");
     assert!(*offset <= forger.bytes.len() as u64, "{error}");
 }
 
@@ -31,7 +31,7 @@ fn the_forger_alone_changes_nothing() {
 #[test]
 fn header_rules() {
     let header = |offset: usize, number: u32, what: &str| {
-        refused(|f| _ = f.put_u32(offset, number).seal_header(), Part::Header, what);
+        refused(|f| _ = f.put_u32(offset, number).seal_header(), Place::Header, what);
     };
     for alignment in [0, 1, 4, 24, 8192] {
         header(16, alignment, "alignment");
@@ -41,38 +41,38 @@ fn header_rules() {
     }
     header(28, 0, "region count");
     header(24, 7, "region index");
-    refused(|f| _ = f.put(80, &[2]).seal_header(), Part::Header, "fingerprint present");
-    refused(|f| _ = f.put(80, &[0]).seal_header(), Part::Header, "padding"); // Absent, but not zeros.
-    refused(|f| _ = f.put(82, &513u16.to_le_bytes()).seal_header(), Part::Header, "key bytes");
-    refused(|f| _ = f.put(96, b"shop?").seal_header(), Part::Header, "key");
-    refused(|f| _ = f.put(96 + 27, b"x").seal_header(), Part::Header, "padding");
+    refused(|f| _ = f.put(80, &[2]).seal_header(), Place::Header, "fingerprint present");
+    refused(|f| _ = f.put(80, &[0]).seal_header(), Place::Header, "padding"); // Absent, but not zeros.
+    refused(|f| _ = f.put(82, &513u16.to_le_bytes()).seal_header(), Place::Header, "key bytes");
+    refused(|f| _ = f.put(96, b"shop?").seal_header(), Place::Header, "key");
+    refused(|f| _ = f.put(96 + 27, b"x").seal_header(), Place::Header, "padding");
     for zero in [81, 84, 95, 607, 608, 4091] {
-        refused(|f| _ = f.put(zero, &[1]).seal_header(), Part::Header, "padding");
+        refused(|f| _ = f.put(zero, &[1]).seal_header(), Place::Header, "padding");
     }
-    refused(|f| _ = f.put(2, b"P").seal_header(), Part::Header, "signature");
-    refused(|f| _ = f.put(40, b"x"), Part::Header, "checksum");
+    refused(|f| _ = f.put(2, b"P").seal_header(), Place::Header, "signature");
+    refused(|f| _ = f.put(40, b"x"), Place::Header, "checksum");
 }
 
 #[test]
 fn what_is_newer_is_left_alone_and_not_called_damaged() {
-    let unsupported = |change: &dyn Fn(&mut Forger), part: Part, what: &str| {
+    let unsupported = |change: &dyn Fn(&mut Forger), place: Place, what: &str| {
         let mut forger = Forger::of(&sample_v2());
         change(&mut forger);
         match forger.verdict() {
-            Err(FormatError::Unsupported { part: found_part, what: found_what, .. }) => {
-                assert_eq!((found_part, found_what), (part, what));
+            Err(FormatError::Unsupported { place: found_place, what: found_what, .. }) => {
+                assert_eq!((found_place, found_what), (place, what));
             }
             other => panic!("{other:?}"),
         }
     };
-    unsupported(&|f| _ = f.put(1, &[3]), Part::Header, "version");
-    unsupported(&|f| _ = f.put_u32(8, 1 << 5).seal_header(), Part::Header, "required features");
+    unsupported(&|f| _ = f.put(1, &[3]), Place::Header, "version");
+    unsupported(&|f| _ = f.put_u32(8, 1 << 5).seal_header(), Place::Header, "required features");
     unsupported(
         &|f| {
             let entry = f.entry(4);
             f.put_u32(entry, 77).put_u32(entry + 4, 1).seal_table();
         },
-        Part::SectionTable,
+        Place::SectionTable,
         "section kind",
     );
 }
@@ -103,7 +103,7 @@ fn a_file_of_something_else_is_not_called_damaged() {
 #[test]
 fn trailer_rules() {
     let trailer = |field: usize, number: u64, what: &str| {
-        refused(|f| _ = f.put_u64(f.trailer() + field, number).seal_trailer(), Part::Trailer, what);
+        refused(|f| _ = f.put_u64(f.trailer() + field, number).seal_trailer(), Place::Trailer, what);
     };
     let file = Forger::of(&sample_v2());
     let (body_end, table) = (file.body_end() as u64, file.table() as u64);
@@ -121,7 +121,7 @@ fn trailer_rules() {
     trailer(96, 1, "padding");
     trailer(4080, 1, "padding");
     let trailer = |field: usize, number: u32, what: &str| {
-        refused(|f| _ = f.put_u32(f.trailer() + field, number).seal_trailer(), Part::Trailer, what);
+        refused(|f| _ = f.put_u32(f.trailer() + field, number).seal_trailer(), Place::Trailer, what);
     };
     trailer(0, 0x6570_0255, "signature");
     trailer(48, 0, "number of sections");
@@ -129,19 +129,19 @@ fn trailer_rules() {
     trailer(48, u32::MAX, "number of sections");
     trailer(60, 1 << 31, "longest blob");
     trailer(56, 4201, "shortest blob");
-    refused(|f| _ = f.put_u32(f.trailer() + 52, 0).seal_trailer(), Part::SectionTable, "checksum");
-    refused(|f| _ = f.put(f.trailer() + 70, b"x"), Part::Trailer, "checksum");
+    refused(|f| _ = f.put_u32(f.trailer() + 52, 0).seal_trailer(), Place::SectionTable, "checksum");
+    refused(|f| _ = f.put(f.trailer() + 70, b"x"), Place::Trailer, "checksum");
 }
 
 /// Counts that are possible but not true: only the walk can tell.
 #[test]
 fn counts_that_are_not_true_are_found_by_verify() {
     let counts = |field: usize, number: u64, what: &str| {
-        refused(|f| _ = f.put_u64(f.trailer() + field, number).seal_content(), Part::Body, what);
+        refused(|f| _ = f.put_u64(f.trailer() + field, number).seal_content(), Place::Body, what);
     };
     counts(24, 4464, "bytes of blobs");
     let counts = |field: usize, number: u32, what: &str| {
-        refused(|f| _ = f.put_u32(f.trailer() + field, number).seal_content(), Part::Body, what);
+        refused(|f| _ = f.put_u32(f.trailer() + field, number).seal_content(), Place::Body, what);
     };
     counts(56, 1, "shortest blob");
     counts(60, 4201, "longest blob");
@@ -151,7 +151,7 @@ fn counts_that_are_not_true_are_found_by_verify() {
             let (trailer, histogram) = (f.trailer(), f.section(3));
             f.put_u64(trailer + 16, 7).put_u64(histogram, 3).seal_content();
         },
-        Part::Body,
+        Place::Body,
         "number of blobs",
     );
     // As many blobs, but of other lengths.
@@ -160,7 +160,7 @@ fn counts_that_are_not_true_are_found_by_verify() {
             let histogram = f.section(3);
             f.put_u64(histogram, 1).put_u64(histogram + 8, 1).seal_sections();
         },
-        Part::Section(3),
+        Place::Section(3),
         "a counter",
     );
 }
@@ -168,7 +168,7 @@ fn counts_that_are_not_true_are_found_by_verify() {
 #[test]
 fn section_table_rules() {
     let entry = |kind: u32, field: usize, number: u64, what: &str| {
-        refused(|f| _ = f.put_u64(f.entry(kind) + field, number).seal_table(), Part::SectionTable, what);
+        refused(|f| _ = f.put_u64(f.entry(kind) + field, number).seal_table(), Place::SectionTable, what);
     };
     let sums = Forger::of(&sample_v2()).section(1) as u64;
     entry(1, 8, sums + 8, "section offset");
@@ -177,14 +177,14 @@ fn section_table_rules() {
     entry(4, 16, u64::MAX, "section length");
     refused(
         |f| _ = f.put_u64(f.entry(4) + 16, 8).seal_sections(),
-        Part::SectionTable,
+        Place::SectionTable,
         "end of the last section",
     );
-    refused(|f| _ = f.put_u32(f.entry(2) + 28, 1).seal_table(), Part::SectionTable, "padding");
-    refused(|f| _ = f.put_u32(f.entry(4), 3).seal_table(), Part::SectionTable, "section kind");
-    refused(|f| _ = f.put_u64(f.entry(1), 99).seal_table(), Part::SectionTable, "block checksums");
-    refused(|f| _ = f.put(f.trailer() - 1, &[1]).seal_table(), Part::SectionTable, "padding");
-    refused(|f| _ = f.put(f.trailer() - 1, &[1]), Part::SectionTable, "checksum");
+    refused(|f| _ = f.put_u32(f.entry(2) + 28, 1).seal_table(), Place::SectionTable, "padding");
+    refused(|f| _ = f.put_u32(f.entry(4), 3).seal_table(), Place::SectionTable, "section kind");
+    refused(|f| _ = f.put_u64(f.entry(1), 99).seal_table(), Place::SectionTable, "block checksums");
+    refused(|f| _ = f.put(f.trailer() - 1, &[1]).seal_table(), Place::SectionTable, "padding");
+    refused(|f| _ = f.put(f.trailer() - 1, &[1]), Place::SectionTable, "checksum");
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn section_rules() {
                 change(f);
                 f.seal_sections();
             },
-            Part::Section(kind),
+            Place::Section(kind),
             what,
         );
     };
@@ -219,38 +219,134 @@ fn section_rules() {
     sections(&|f| _ = f.put_u64(f.section(3) + 8, u64::MAX), 3, "sum of counters");
     // A section's padding.
     sections(&|f| _ = f.put(f.section(4) + SAMPLE_METADATA.len(), &[1]), 4, "padding");
-    refused(|f| _ = f.put(f.section(4), b"?"), Part::Section(4), "checksum");
-    refused(|f| _ = f.put_u32(f.section(1), 1), Part::Section(1), "checksum");
-    refused(|f| _ = f.put_u32(f.section(1), 1).seal_sections(), Part::Trailer, "content id");
+    refused(|f| _ = f.put(f.section(4), b"?"), Place::Section(4), "checksum");
+    refused(|f| _ = f.put_u32(f.section(1), 1), Place::Section(1), "checksum");
+    refused(|f| _ = f.put_u32(f.section(1), 1).seal_sections(), Place::Trailer, "content id");
 }
 
 /// An index of two entries, so that order can be wrong.
 #[test]
 fn index_rules() {
     let file = RegionEncoderFile { stride: 64 }.write();
-    let index = |change: &dyn Fn(&mut Forger, usize), part: Part, what: &str| {
+    let index = |change: &dyn Fn(&mut Forger, usize), place: Place, what: &str| {
         let mut forger = Forger::of(&file);
         let entry = forger.section(2) + 8;
         change(&mut forger, entry);
         forger.seal_sections();
         let error = forger.verdict().expect_err(what);
         assert!(
-            matches!(&error, FormatError::Damaged { part: p, what: w, .. } if (*p, *w) == (part, what)),
+            matches!(&error, FormatError::Damaged { place: p, what: w, .. } if (*p, *w) == (place, what)),
             "{what}: {error}"
         );
     };
-    let part = Part::Section(2);
-    index(&|f, entry| _ = f.put_u64(entry + 16, 0), part, "blob number");
-    index(&|f, entry| _ = f.put_u64(entry + 16, 1 << 40), part, "blob number");
-    index(&|f, entry| _ = f.put_u64(entry + 24, 4104), part, "blob offset");
-    index(&|f, entry| _ = f.put_u64(entry + 24, 1 << 40), part, "blob offset");
-    index(&|f, entry| _ = f.put_u64(entry + 24, u64_at(&f.bytes, entry + 24) + 1), part, "blob offset");
+    let place = Place::Section(2);
+    index(&|f, entry| _ = f.put_u64(entry + 16, 0), place, "blob number");
+    index(&|f, entry| _ = f.put_u64(entry + 16, 1 << 40), place, "blob number");
+    index(&|f, entry| _ = f.put_u64(entry + 24, 4104), place, "blob offset");
+    index(&|f, entry| _ = f.put_u64(entry + 24, 1 << 40), place, "blob offset");
+    index(&|f, entry| _ = f.put_u64(entry + 24, u64_at(&f.bytes, entry + 24) + 1), place, "blob offset");
+    // The last entry, behind which no other rule waits: at the body's end, and not below it.
+    let last = u64_at(&file, Forger::of(&file).entry(2) + 16) as usize - 16 - 8;
+    let body_end = Forger::of(&file).body_end() as u64;
+    index(&|f, entry| _ = f.put_u64(entry + last + 8, body_end), place, "blob offset");
     // Plausible, but not true.
-    index(&|f, entry| _ = f.put_u64(entry + 16, 3), part, "blob number at this offset");
+    index(&|f, entry| _ = f.put_u64(entry + 16, 3), place, "blob number at this offset");
     let offset = "what the index has for this blob's offset";
-    index(&|f, entry| _ = f.put_u64(entry + 24, u64_at(&f.bytes, entry + 24) + 8), part, offset);
-    index(&|f, entry| _ = f.put_u32(entry - 8, 1 << 20), part, offset);
-    index(&|f, entry| _ = f.put_u32(entry - 8, 8), part, offset);
+    index(&|f, entry| _ = f.put_u64(entry + 24, u64_at(&f.bytes, entry + 24) + 8), place, offset);
+    index(&|f, entry| _ = f.put_u32(entry - 8, 1 << 20), place, offset);
+    index(&|f, entry| _ = f.put_u32(entry - 8, 8), place, offset);
+}
+
+/// A file without blobs has an index without entries, and the reverse.
+#[test]
+fn an_index_has_an_entry_if_there_is_a_blob() {
+    let mut forger = Forger::of(&encode_to_vec(&Header::default(), [[]; 0], None).unwrap());
+    // The histogram moves up to make room: 16 of its zeros become an entry.
+    let (index, histogram, table) = (forger.entry(2), forger.entry(3), forger.table());
+    let (offset, len) = (u64_at(&forger.bytes, histogram + 8), u64_at(&forger.bytes, index + 16));
+    forger.put_u64(index + 16, len + 16).put_u64(histogram + 8, offset + 16).put_u64(histogram + 16, 240);
+    assert!(table > 0);
+    forger.seal_sections();
+    let error = forger.verdict().unwrap_err();
+    assert!(
+        matches!(error, FormatError::Damaged { place: Place::Section(2), what: "number of entries", .. }),
+        "{error}"
+    );
+}
+
+/// An entry that names no blob, behind the last one that does: only `verify` can tell.
+#[test]
+fn an_index_entry_too_many_is_found_by_verify() {
+    let file = encode_to_vec(&Header::default(), ["hello", "again"], None).unwrap();
+    let mut forger = Forger::of(&file);
+    let (index, histogram) = (forger.entry(2), forger.entry(3));
+    let (offset, len) = (u64_at(&forger.bytes, histogram + 8), u64_at(&forger.bytes, index + 16));
+    // Without the histogram there is room for an entry more; it becomes a private section.
+    forger.put_u64(index + 16, len + 16).put_u64(histogram + 8, offset + 16).put_u64(histogram + 16, 240);
+    forger.put_u32(histogram, 0x8000_0001);
+    let entry = forger.section(2) + len as usize;
+    forger.put_u64(entry, 1).put_u64(entry + 8, 4112).seal_sections();
+    let error = forger.verdict().unwrap_err();
+    assert!(matches!(error, FormatError::Damaged { place: Place::Section(2), .. }), "{error}");
+    assert!(collect(RegionView::open(&forger.bytes).unwrap().part(0, 1)).is_ok());
+}
+
+#[test]
+fn metadata_beyond_its_limit_is_refused() {
+    let most = vec![1; METADATA_BYTES_MAX];
+    let mut forger = Forger::of(&encode_to_vec(&Header::default(), ["a"], Some(&most)).unwrap());
+    assert!(forger.verdict().is_ok());
+    // One block more of it, taken from the zeros behind the table, which moves on.
+    let (table, entries) = (forger.table(), 4 * 32);
+    let rows = forger.bytes[table..table + entries].to_vec();
+    forger.put(table, &[0; 8]).put(table + 8, &rows);
+    let trailer = forger.trailer();
+    forger.put_u64(trailer + 40, table as u64 + 8);
+    let entry = forger.entry(4);
+    forger.put_u64(entry + 16, METADATA_BYTES_MAX as u64 + 1).seal_sections();
+    let error = forger.verdict().unwrap_err();
+    assert!(
+        matches!(error, FormatError::Damaged { place: Place::Section(4), what: "length", .. }),
+        "{error}"
+    );
+}
+
+/// Fields of `Header` and `Trailer` are public: a caller can put anything there.
+#[test]
+fn a_frame_of_made_up_values_is_an_error_and_not_a_panic() {
+    let file = sample_v2();
+    let frame = RegionView::open(&file).unwrap().frame().unwrap().clone();
+    let (header, trailer) = (frame.header().clone(), frame.trailer().clone());
+    let tail = &file[trailer.body_end as usize..];
+    let refused = |header: &Header, trailer: &Trailer, tail: &[u8]| {
+        assert!(Frame::open(header.clone(), trailer.clone(), tail).is_err(), "{header:?} {trailer:?}");
+    };
+    for block_bytes in [0, 1, 4095, u32::MAX] {
+        refused(&Header { block_bytes, ..header.clone() }, &trailer, tail);
+    }
+    for alignment in [0, 3, 8192] {
+        let header = Header { alignment, ..header.clone() };
+        refused(&header, &trailer, tail);
+        assert!(Trailer::decode(&file[file.len() - 4096..], &header, file.len() as u64).is_err());
+    }
+    for number in [0, 1, 4095, 4096, trailer.file_bytes, trailer.file_bytes - 1, u64::MAX] {
+        let mut made_up = vec![trailer.clone(); 5];
+        made_up[0].file_bytes = number;
+        made_up[1].body_end = number;
+        made_up[2].table_offset = number;
+        made_up[3].blob_count = number;
+        made_up[4].blob_bytes = number;
+        for made_up in made_up.iter().filter(|made_up| **made_up != trailer) {
+            refused(&header, made_up, tail);
+            refused(&header, made_up, &[]);
+        }
+    }
+    for section_count in [0, 3, 5, 5000, u32::MAX] {
+        let mut made_up = trailer.clone();
+        made_up.section_count = section_count;
+        refused(&header, &made_up, tail);
+    }
+    refused(&header, &trailer, &tail[1..]);
 }
 
 /// Ten blobs of 50 bytes, alignment 8.
@@ -276,15 +372,15 @@ impl RegionEncoderFile {
 #[test]
 fn body_rules() {
     // Blob 0 begins at 4160, blob 1 at 4224, blob 2 at 4288.
-    refused(|f| _ = f.put(4160, b"x"), Part::Block(1), "checksum");
+    refused(|f| _ = f.put(4160, b"x"), Place::Block(1), "checksum");
     // The sample's blocks are as small as the header: block 0 is empty, and its checksum that of nothing.
-    refused(|f| _ = f.put_u32(f.section(1), 1).seal_content(), Part::Block(0), "checksum");
-    refused(|f| _ = f.put(4096, &[1]).seal_all(), Part::Blob(0), "padding");
-    refused(|f| _ = f.put(4165, &[1]).seal_all(), Part::Blob(1), "padding");
-    refused(|f| _ = f.put_u32(4284, 1 << 31).seal_all(), Part::Blob(2), "length");
-    refused(|f| _ = f.put_u32(4284, 100_000).seal_all(), Part::Blob(2), "length");
-    refused(|f| _ = f.put_u32(f.body_end() - 4, 0).seal_all(), Part::Body, "end mark");
-    refused(|f| _ = f.put_u32(4284, u32::MAX).seal_all(), Part::Body, "end of the last blob");
+    refused(|f| _ = f.put_u32(f.section(1), 1).seal_content(), Place::Block(0), "checksum");
+    refused(|f| _ = f.put(4096, &[1]).seal_all(), Place::Blob(0), "padding");
+    refused(|f| _ = f.put(4165, &[1]).seal_all(), Place::Blob(1), "padding");
+    refused(|f| _ = f.put_u32(4284, 1 << 31).seal_all(), Place::Blob(2), "length");
+    refused(|f| _ = f.put_u32(4284, 100_000).seal_all(), Place::Blob(2), "length");
+    refused(|f| _ = f.put_u32(f.body_end() - 4, 0).seal_all(), Place::Body, "end mark");
+    refused(|f| _ = f.put_u32(4284, u32::MAX).seal_all(), Place::Body, "end of the last blob");
 }
 
 /// The cursor looks at nothing but lengths, and at each before it uses it.
@@ -300,7 +396,10 @@ fn a_bad_length_ends_the_iteration_with_an_error_that_stays() {
             assert_eq!(cursor.next().unwrap(), Some(&blob[..]));
         }
         let error = cursor.next().unwrap_err();
-        assert!(matches!(error, FormatError::Damaged { part: Part::Blob(3), what: "length", .. }), "{error}");
+        assert!(
+            matches!(error, FormatError::Damaged { place: Place::Blob(3), what: "length", .. }),
+            "{error}"
+        );
         assert_eq!(error.offset(), Some(length_at as u64));
         assert_eq!(cursor.next().unwrap_err(), error, "it never turns into a quiet end");
     }
@@ -321,7 +420,7 @@ fn a_length_that_leads_past_or_short_of_the_end_is_found_by_the_cursor() {
     forger.put_u32(4160 - 4, 64).seal_all();
     let error = collect(RegionView::open(&forger.bytes).unwrap().blobs()).unwrap_err();
     assert!(
-        matches!(error, FormatError::Damaged { part: Part::Body, what: "number of blobs", .. }),
+        matches!(error, FormatError::Damaged { place: Place::Body, what: "number of blobs", .. }),
         "{error}"
     );
 }
@@ -364,7 +463,7 @@ fn errors_say_part_place_found_and_expected() {
     assert!(text.starts_with("block 1 is damaged at offset 4096: checksum is 0x"), "{text}");
     assert_eq!(
         RegionView::open(&sample_v2()[..9000]).unwrap_err().to_string(),
-        "file is cut off at offset 0: found 9000 bytes, expected 12288",
+        "file is cut off at offset 0: found 9000 bytes, expected at least 12288",
     );
     assert_eq!(
         RegionView::open(b"PAR1").unwrap_err().to_string(),

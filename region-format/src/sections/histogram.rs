@@ -1,17 +1,14 @@
 //! How many blobs have which length, by powers of two.
 
+use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U64;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::error::{FormatError, Part, damaged};
+use crate::error::{FormatError, Place, damaged};
 use crate::sections::{Section, SectionKind};
 
 /// Counts blobs by length: counter 0 those of 0 bytes, counter `i` those of `2^(i-1)` up to `2^i - 1`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(transparent)]
-pub struct LengthHistogram([U64; 32]);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LengthHistogram([u64; 32]);
 
 impl LengthHistogram {
     /// Counts one more blob.
@@ -24,10 +21,13 @@ impl LengthHistogram {
 
     /// The counters.
     pub fn counts(&self) -> [u64; 32] {
-        self.0.map(U64::get)
+        self.0
     }
 
     /// The lengths that a counter counts.
+    ///
+    /// # Panics
+    /// If there is no such counter: there are 32.
     pub fn lengths(counter: usize) -> std::ops::RangeInclusive<u32> {
         match counter {
             0 => 0..=0,
@@ -36,16 +36,22 @@ impl LengthHistogram {
         }
     }
 
+    /// The section's bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|count| count.to_le_bytes()).collect()
+    }
+
     pub(crate) fn decode(section: Section<'_>, blob_count: u64) -> Result<LengthHistogram, FormatError> {
-        let part = Part::Section(SectionKind::LENGTH_HISTOGRAM.0);
-        let Ok(histogram) = LengthHistogram::read_from_bytes(section.bytes) else {
-            let expected = size_of::<LengthHistogram>() as u64;
-            return Err(damaged(part, "length", section.offset, section.bytes.len() as u64, expected));
+        let place = Place::Section(SectionKind::LENGTH_HISTOGRAM.0);
+        let Ok(counts) = <[U64; 32]>::read_from_bytes(section.bytes) else {
+            let (found, expected) = (section.bytes.len() as u64, 32 * 8u64);
+            return Err(damaged(place, "length", section.offset, found, expected));
         };
-        let sum = histogram.counts().iter().try_fold(0u64, |sum, &count| sum.checked_add(count));
+        let histogram = LengthHistogram(counts.map(U64::get));
+        let sum = histogram.0.iter().try_fold(0u64, |sum, &count| sum.checked_add(count));
         if sum != Some(blob_count) {
             return Err(damaged(
-                part,
+                place,
                 "sum of counters",
                 section.offset,
                 sum.unwrap_or(u64::MAX),

@@ -4,10 +4,10 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::body::{BODY_START, first_after};
-use crate::error::{FormatError, Part, Value, damaged};
+use crate::error::{FormatError, Place, Value, damaged};
 use crate::sections::{Section, SectionKind};
 
-const PART: Part = Part::Section(SectionKind::BLOB_INDEX.0);
+const PLACE: Place = Place::Section(SectionKind::BLOB_INDEX.0);
 
 /// A blob at which the body can be entered, as it stands in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -44,11 +44,11 @@ impl<'a> BlobIndex<'a> {
     ) -> Result<BlobIndex<'a>, FormatError> {
         let bytes = section.bytes;
         let Ok((head, entries)) = IndexHead::ref_from_prefix(bytes) else {
-            return Err(damaged(PART, "length", section.offset, bytes.len() as u64, Value::AtLeast(8)));
+            return Err(damaged(PLACE, "length", section.offset, bytes.len() as u64, Value::AtLeast(8)));
         };
         let Ok(entries) = <[IndexEntry]>::ref_from_bytes(entries) else {
             return Err(damaged(
-                PART,
+                PLACE,
                 "length",
                 section.offset,
                 bytes.len() as u64,
@@ -56,14 +56,14 @@ impl<'a> BlobIndex<'a> {
             ));
         };
         if head.stride == 0 {
-            return Err(damaged(PART, "stride", section.offset, 0u64, Value::AtLeast(1)));
+            return Err(damaged(PLACE, "stride", section.offset, 0u64, Value::AtLeast(1)));
         }
         if head.zero != 0 {
-            return Err(damaged(PART, "padding", section.offset + 4, head.zero.get(), 0u32));
+            return Err(damaged(PLACE, "padding", section.offset + 4, head.zero.get(), 0u32));
         }
         if entries.is_empty() != (blob_count == 0) {
             let expected = if blob_count == 0 { Value::Number(0) } else { Value::AtLeast(1) };
-            return Err(damaged(PART, "number of entries", section.offset, entries.len() as u64, expected));
+            return Err(damaged(PLACE, "number of entries", section.offset, entries.len() as u64, expected));
         }
         let mut at = section.offset + HEAD_BYTES as u64;
         let mut least = (0, first_after(BODY_START, alignment));
@@ -72,17 +72,17 @@ impl<'a> BlobIndex<'a> {
             let (number_least, offset_least) = least;
             let exact = i == 0; // Blob 0 always has the first entry, and its place is known.
             if number < number_least || (exact && number != 0) {
-                return Err(damaged(PART, "blob number", at, number, Value::AtLeast(number_least)));
+                return Err(damaged(PLACE, "blob number", at, number, Value::AtLeast(number_least)));
             }
             if number >= blob_count {
-                return Err(damaged(PART, "blob number", at, number, Value::AtMost(blob_count - 1)));
+                return Err(damaged(PLACE, "blob number", at, number, Value::AtMost(blob_count - 1)));
             }
             if offset < offset_least || (exact && offset != offset_least) {
-                return Err(damaged(PART, "blob offset", at + 8, offset, Value::AtLeast(offset_least)));
+                return Err(damaged(PLACE, "blob offset", at + 8, offset, Value::AtLeast(offset_least)));
             }
             if offset >= body_end {
                 return Err(damaged(
-                    PART,
+                    PLACE,
                     "blob offset",
                     at + 8,
                     offset,
@@ -90,7 +90,7 @@ impl<'a> BlobIndex<'a> {
                 ));
             }
             if offset & (alignment - 1) != 0 {
-                return Err(damaged(PART, "blob offset", at + 8, offset, "a multiple of the alignment"));
+                return Err(damaged(PLACE, "blob offset", at + 8, offset, "a multiple of the alignment"));
             }
             least = (number + 1, offset + alignment);
             at += ENTRY_BYTES as u64;
@@ -122,33 +122,40 @@ impl IndexRule {
     }
 }
 
-/// Collects the index while blobs are written.
+/// Collects the index while blobs are written, as the section's bytes: it can be large, and is not copied.
 #[derive(Debug)]
 pub(crate) struct IndexBuilder {
-    stride: u32,
     rule: IndexRule,
-    entries: Vec<IndexEntry>,
+    bytes: Vec<u8>,
 }
 
 impl IndexBuilder {
     pub(crate) fn new(stride: u32) -> IndexBuilder {
-        IndexBuilder { stride, rule: IndexRule::new(stride), entries: Vec::new() }
+        let head = IndexHead { stride: stride.into(), zero: 0.into() };
+        IndexBuilder { rule: IndexRule::new(stride), bytes: head.as_bytes().to_vec() }
     }
 
     #[inline]
     pub(crate) fn add(&mut self, number: u64, first: u64) {
         if self.rule.takes(first) {
-            self.entries.push(IndexEntry { number: number.into(), offset: first.into() });
+            let entry = IndexEntry { number: number.into(), offset: first.into() };
+            self.bytes.extend_from_slice(entry.as_bytes());
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        (self.bytes.len() - HEAD_BYTES) / ENTRY_BYTES
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let head = IndexHead { stride: self.stride.into(), zero: 0.into() };
-        [head.as_bytes(), self.entries.as_bytes()].concat()
+    /// An index of so many blobs, of which nothing else is true.
+    #[cfg(test)]
+    pub(crate) fn with_entries(entries: usize) -> IndexBuilder {
+        // Zeros, which the system does not even back with memory.
+        IndexBuilder { rule: IndexRule::new(1), bytes: vec![0; HEAD_BYTES + entries * ENTRY_BYTES] }
+    }
+
+    pub(crate) fn encode(self) -> Vec<u8> {
+        self.bytes
     }
 }
 
@@ -172,13 +179,13 @@ impl<'a> IndexCheck<'a> {
         let told = self.rest.first().is_some_and(|entry| entry.offset == first);
         if told != self.rule.takes(first) {
             let (found, expected) = if told { ("an entry", "none") } else { ("no entry", "one") };
-            return Err(damaged(PART, "what the index has for this blob's offset", first, found, expected));
+            return Err(damaged(PLACE, "what the index has for this blob's offset", first, found, expected));
         }
         if told {
             let entry = self.rest[0];
             self.rest = &self.rest[1..];
             if entry.number != number {
-                return Err(damaged(PART, "blob number at this offset", first, entry.number.get(), number));
+                return Err(damaged(PLACE, "blob number at this offset", first, entry.number.get(), number));
             }
         }
         Ok(())
@@ -189,7 +196,7 @@ impl<'a> IndexCheck<'a> {
         match self.rest.first() {
             None => Ok(()),
             Some(entry) => Err(damaged(
-                PART,
+                PLACE,
                 "entry",
                 entry.offset.get(),
                 entry.offset.get(),

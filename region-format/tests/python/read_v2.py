@@ -1,7 +1,8 @@
 """Reads a version 2 region from docs/region-format.md alone: python3 read_v2.py FILE
 
-Checks what the page tells a reader to check, but for the content id (Python has no BLAKE3 of its
-own), and prints a line for the header and one for each blob, in hexadecimal.
+Checks signatures, places, all checksums, lengths, padding, counts and the index's entries; not the
+content id (Python has no BLAKE3 of its own), nor ranges, limits and reserved bytes. Prints a line for the
+header and one for each blob, in hexadecimal.
 """
 import struct
 import sys

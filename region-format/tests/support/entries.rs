@@ -46,8 +46,8 @@ pub fn stream(bytes: &[u8]) {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(rest[0]));
         let (chunk, after) = rest.split_at(((seed >> 33) as usize % 9000 + 1).min(rest.len()));
         rest = after;
-        let fed = decoder.feed(chunk, &mut |part: BlobPart<'_>| {
-            sum += part.bytes.len() as u64;
+        let fed = decoder.feed(chunk, &mut |fragment: BlobFragment<'_>| {
+            sum += fragment.bytes.len() as u64;
             Ok::<(), FormatError>(())
         });
         if fed.is_err() {
@@ -65,7 +65,7 @@ pub fn stream(bytes: &[u8]) {
             assert_eq!(sum, verified.blob_bytes);
         }
         // A stream can't compare the index, which comes after the blobs.
-        (Ok(_), Err(FormatError::Damaged { part: Part::Section(2), .. })) | (Err(_), Err(_)) => {}
+        (Ok(_), Err(FormatError::Damaged { place: Place::Section(2), .. })) | (Err(_), Err(_)) => {}
         (streamed, verified) => panic!("a stream says {streamed:?}, a view says {verified:?}"),
     }
 }

@@ -75,14 +75,14 @@ pub fn decode(
         let size = (*sizes.next().unwrap()).clamp(1, rest.len());
         let (chunk, after) = rest.split_at(size);
         rest = after;
-        decoder.feed(chunk, &mut |part: BlobPart<'_>| {
-            if part.is_first() {
+        decoder.feed(chunk, &mut |fragment: BlobFragment<'_>| {
+            if fragment.is_first() {
                 blobs.push(Vec::new());
             }
-            let blob = blobs.last_mut().expect("a first part came before");
-            assert_eq!(blob.len(), part.offset as usize, "parts come in order");
-            blob.extend_from_slice(part.bytes);
-            assert_eq!(part.is_last(), blob.len() == part.len as usize);
+            let blob = blobs.last_mut().expect("a first fragment came before");
+            assert_eq!(blob.len(), fragment.offset as usize, "fragments come in order");
+            blob.extend_from_slice(fragment.bytes);
+            assert_eq!(fragment.is_last(), blob.len() == fragment.len as usize);
             Ok::<(), FormatError>(())
         })?;
     }
