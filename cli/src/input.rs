@@ -10,13 +10,13 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use pelton::{
-    BlobPart, FormatError, Frame, Header, PAGE_BYTES, RegionDecoder, Span, TAIL_BYTES_MAX, Trailer, Verified,
-    Version,
+    BlobFragment, FormatError, Frame, Header, PAGE_BYTES, RegionDecoder, Span, TAIL_BYTES_MAX, Trailer,
+    Verified, Version,
 };
 use rustix::fs::{Advice, OFlags};
 
 use crate::failure::Failure;
-use crate::output::other_kind;
+use crate::file_kind::other_kind;
 use crate::progress::Progress;
 
 /// What one read takes at least: enough for a disk to be busy, little enough to stay in a cache.
@@ -112,7 +112,7 @@ impl RegionInput {
         &self,
         frame: Option<&Frame<'_>>,
         progress: Progress,
-        sink: impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        sink: impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<Verified, E> {
         match frame {
             Some(frame) => self.walk_span(frame, frame.whole(), progress, sink),
@@ -126,7 +126,7 @@ impl RegionInput {
         frame: &Frame<'_>,
         span: Span,
         progress: Progress,
-        sink: impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        sink: impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<Verified, E> {
         let decoder = RegionDecoder::over(frame, span);
         let range = decoder.feed_from()..decoder.feed_until();
@@ -139,9 +139,9 @@ impl RegionInput {
         range: Range<u64>,
         chunk_bytes: u64,
         mut progress: Progress,
-        mut sink: impl FnMut(BlobPart<'_>) -> Result<(), E>,
+        mut sink: impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<Verified, E> {
-        let mut sink = |part: BlobPart<'_>| sink(part).map_err(FeedError::Sink);
+        let mut sink = |part: BlobFragment<'_>| sink(part).map_err(FeedError::Sink);
         self.chunks(range, chunk_bytes, |_, chunk| {
             progress.advance(chunk.len());
             decoder.feed(chunk, &mut sink).map_err(|error| match error {

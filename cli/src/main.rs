@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+mod file_kind;
 mod input;
 mod output;
 mod progress;

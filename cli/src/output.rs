@@ -2,23 +2,34 @@
 //!
 //! A file is written without a name and gets its name when it is finished and on the disk. Whatever
 //! ends the command before that, an error, a signal, the power, the folder is as it was.
+//!
+//! One moment is open. A nameless file can't replace another one at once: it first gets a temporary
+//! name, and that is renamed. What ends the command just between leaves both, the old file under its
+//! name and the new one, whole, under the temporary one. An error there removes it.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, reason};
+use crate::file_kind::other_kind;
 
 /// As many links as Linux follows for one path.
 const LINKS_MAX: usize = 40;
 /// How many names are tried beside the output. Only a crash of ours leaves one taken.
 const NAMES_MAX: u32 = 1000;
+/// What everybody may do with a new file, before the user's umask.
+const FOR_ALL: u32 = 0o666;
+/// The same for a file that is ours alone, for good or until it takes the place of another one.
+const FOR_US: u32 = 0o600;
+/// Whether a file's owner may write it.
+const OWNER_WRITES: u32 = 0o200;
 
 /// Where an output will be.
 #[derive(Clone)]
@@ -33,7 +44,7 @@ impl Place {
     /// A file for what is too large for memory, on the same disk. It never gets a name.
     pub(crate) fn nameless_file(&self) -> io::Result<File> {
         // The temporary name, if it must have one, goes at once; the open file stays.
-        let (file, _gone) = create_beside(&self.target)?;
+        let (file, _gone) = create_beside(&self.target, FOR_US)?;
         Ok(file)
     }
 
@@ -54,7 +65,11 @@ impl Output {
     /// Starts a file that is to be called `path`. What has that name stays until [`publish`](Output::publish).
     pub(crate) fn create(path: &Path) -> Result<Output, Failure> {
         let (target, existing) = resolve(path)?;
-        let (file, temporary) = create_beside(&target).map_err(|error| match error.kind() {
+        if let Some(existing) = &existing {
+            check_writable(path, existing)?;
+        }
+        let mode = if existing.is_some() { FOR_US } else { FOR_ALL };
+        let (file, temporary) = create_beside(&target, mode).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Failure::file(path, "could not be written: its folder does not exist"),
             io::ErrorKind::PermissionDenied => {
                 Failure::file(path, "could not be written: its folder does not permit new files")
@@ -64,11 +79,29 @@ impl Output {
         let place = Place { name: path.to_owned(), target };
         let output = Output { place, file, temporary };
         if let Some(existing) = existing {
-            // Replacing a file must not open it to others.
-            let permissions = Permissions::from_mode(existing.permissions().mode() & 0o777);
-            output.file.set_permissions(permissions).map_err(|error| output.place.failure(&error))?;
+            output.take_after(&existing)?;
         }
         Ok(output)
+    }
+
+    /// Makes the file belong to whom the one belongs that it replaces, and opens it to nobody else.
+    fn take_after(&self, existing: &Metadata) -> Result<(), Failure> {
+        let ours = self.file.metadata().map_err(|error| self.place.failure(&error))?;
+        let (owner, group) = (existing.uid(), existing.gid());
+        // Some file systems know no owners: there both are the same, and asking would fail.
+        if (ours.uid(), ours.gid()) != (owner, group) {
+            fchown(&self.file, Some(owner), Some(group)).map_err(|error| {
+                let message = format!(
+                    "belongs to user {owner} and group {group}, and a new file could not be given to them: {}; \
+                     choose another name, or remove it first",
+                    reason(&error)
+                );
+                Failure::file(&self.place.name, message)
+            })?;
+        }
+        // Only now: before, what is for its group would be for ours.
+        let permissions = Permissions::from_mode(existing.mode() & 0o777);
+        self.file.set_permissions(permissions).map_err(|error| self.place.failure(&error))
     }
 
     /// As the user called it.
@@ -187,22 +220,16 @@ fn resolve(path: &Path) -> Result<(PathBuf, Option<Metadata>), Failure> {
     Err(Failure::file(path, "is a symbolic link that leads nowhere"))
 }
 
-/// What something is, if it is not a regular file.
-pub(crate) fn other_kind(metadata: &Metadata) -> Option<&'static str> {
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        return None;
+/// Refuses what is protected against writing. Replacing it needs no right to the file itself, only to
+/// the folder, so nobody else would.
+fn check_writable(path: &Path, existing: &Metadata) -> Result<(), Failure> {
+    if existing.mode() & OWNER_WRITES != 0 {
+        return Ok(());
     }
-    if kind.is_dir() {
-        return Some("a folder");
-    }
-    if kind.is_fifo() {
-        return Some("a pipe");
-    }
-    if kind.is_socket() {
-        return Some("a socket");
-    }
-    Some("a device")
+    Err(Failure::file(
+        path,
+        "is write-protected, and would not be replaced; choose another name, or chmod u+w it",
+    ))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -214,17 +241,18 @@ fn folder_of(path: &Path) -> &Path {
 
 /// A new file in the folder of `target`: without a name if the file system can, else with a
 /// temporary one. A signal leaves the temporary name behind; that is why it is only the second choice.
-fn create_beside(target: &Path) -> io::Result<(File, Option<TemporaryName>)> {
+/// `mode` holds from the start, so that nobody can open what is not for them.
+fn create_beside(target: &Path, mode: u32) -> io::Result<(File, Option<TemporaryName>)> {
     let folder = folder_of(target);
-    match create_nameless(folder)? {
+    match create_nameless(folder, mode)? {
         Some(file) => Ok((file, None)),
-        None => create_named(folder).map(|(file, name)| (file, Some(name))),
+        None => create_named(folder, mode).map(|(file, name)| (file, Some(name))),
     }
 }
 
-fn create_nameless(folder: &Path) -> io::Result<Option<File>> {
+fn create_nameless(folder: &Path, mode: u32) -> io::Result<Option<File>> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
+    match rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)) {
         Ok(file) => {
             let file = File::from(file);
             // It gets its name by way of /proc, which a bare container may lack.
@@ -236,8 +264,10 @@ fn create_nameless(folder: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn create_named(folder: &Path) -> io::Result<(File, TemporaryName)> {
-    TemporaryName::find(folder, |path| OpenOptions::new().read(true).write(true).create_new(true).open(path))
+fn create_named(folder: &Path, mode: u32) -> io::Result<(File, TemporaryName)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(mode);
+    TemporaryName::find(folder, |path| options.open(path))
 }
 
 /// Linking by descriptor alone needs a capability; by way of /proc anybody may.
@@ -280,7 +310,7 @@ mod tests {
 
     /// An output as it is made where the file system knows no files without a name.
     fn named_output(target: &Path) -> Output {
-        let (file, temporary) = create_named(folder_of(target)).unwrap();
+        let (file, temporary) = create_named(folder_of(target), FOR_ALL).unwrap();
         let place = Place { name: target.to_owned(), target: target.to_owned() };
         Output { place, file, temporary: Some(temporary) }
     }
@@ -328,6 +358,36 @@ mod tests {
         assert_eq!(fs::read(&target).unwrap(), b"new");
         assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(names(folder.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_write_protected_file_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        fs::write(&target, b"old").unwrap();
+        // The last one lets everybody write but its owner.
+        for mode in [0o400, 0o444, 0o466] {
+            fs::set_permissions(&target, Permissions::from_mode(mode)).unwrap();
+            let failure = Output::create(&target).err().expect("it is refused").to_string();
+            assert!(failure.contains("write-protected"), "{mode:o}: {failure}");
+        }
+        assert_eq!(names(folder.path()), ["out"]);
+    }
+
+    /// Goal: on its way, a file is open to nobody to whom the one it replaces is not.
+    #[test]
+    fn a_replacement_is_ours_alone_until_it_takes_after_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let mode = |file: &File| file.metadata().unwrap().mode() & 0o777;
+        let (named, _name) = create_named(folder.path(), FOR_US).unwrap();
+        assert_eq!(mode(&named), 0o600);
+        if let Some(nameless) = create_nameless(folder.path(), FOR_US).unwrap() {
+            assert_eq!(mode(&nameless), 0o600);
+        }
+        let new = Output::create(&target).unwrap();
+        let spooled = new.place().nameless_file().unwrap();
+        assert_eq!(mode(&spooled), 0o600);
     }
 
     #[test]

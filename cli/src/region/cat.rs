@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use pelton::BlobPart;
+use pelton::BlobFragment;
 
 use crate::failure::Failure;
 use crate::input::RegionInput;
 use crate::progress::Progress;
-use crate::region::Format;
+use crate::region::{Format, file_name};
 use crate::stdout::Stdout;
 use crate::units::{count, grouped};
 
@@ -16,6 +16,7 @@ use crate::units::{count, grouped};
 #[derive(Args)]
 pub(crate) struct Cat {
     /// The region file
+    #[arg(value_parser = file_name())]
     file: PathBuf,
     /// Only this blob; the first one is 0
     #[arg(long, value_name = "N")]
@@ -53,7 +54,7 @@ fn one(input: &RegionInput, number: u64, sink: &mut Sink) -> Result<(), Failure>
             1 => ", number 0".to_owned(),
             _ => format!(", numbers 0 to {}", grouped(blob_count - 1)),
         };
-        let there_are = count(blob_count, "blob");
+        let (number, there_are) = (grouped(number), count(blob_count, "blob"));
         Failure::file(input.path(), format!("there is no blob {number}: the file has {there_are}{numbers}"))
     };
     if let Some(frame) = &frame {
@@ -100,7 +101,7 @@ struct Sink {
 }
 
 impl Sink {
-    fn take(&mut self, part: BlobPart<'_>) -> Result<(), Failure> {
+    fn take(&mut self, part: BlobFragment<'_>) -> Result<(), Failure> {
         if part.is_first() && matches!(self.format, Format::Framed) {
             self.stdout.write(&part.len.to_le_bytes())?;
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use pelton::{BlobPart, Frame, SectionKind, V1_FILE_BYTES_MAX};
+use pelton::{BlobFragment, Frame, SectionKind, V1_FILE_BYTES_MAX};
 
 use crate::failure::Failure;
 use crate::input::RegionInput;
@@ -11,7 +11,7 @@ use crate::output::Output;
 use crate::progress::Progress;
 use crate::region::draft::RegionDraft;
 use crate::region::labels::Labels;
-use crate::region::usage;
+use crate::region::{file_name, usage};
 use crate::stdout::Stdout;
 use crate::units::{Size, count, grouped};
 
@@ -19,10 +19,10 @@ use crate::units::{Size, count, grouped};
 #[derive(Args)]
 pub(crate) struct Convert {
     /// The region file to read
-    #[arg(value_name = "IN")]
+    #[arg(value_name = "IN", value_parser = file_name())]
     source: PathBuf,
     /// The region file to make; it appears whole or not at all, and may be the same
-    #[arg(value_name = "OUT")]
+    #[arg(value_name = "OUT", value_parser = file_name())]
     target: PathBuf,
     /// The version to write
     #[arg(long, value_enum)]
@@ -74,7 +74,7 @@ impl Convert {
             }
         };
         let progress = Progress::new("converting", Some(input.file_bytes()));
-        input.walk(frame.as_ref(), progress, |part: BlobPart<'_>| {
+        input.walk(frame.as_ref(), progress, |part: BlobFragment<'_>| {
             if part.is_first() {
                 draft.begin(part.len)?;
             }

@@ -10,6 +10,8 @@ use serde::Serialize;
 use crate::failure::{Failure, shown};
 use crate::input::RegionInput;
 use crate::progress::Progress;
+use crate::region::file_name;
+use crate::region::json::{FileName, hex};
 use crate::stdout::Stdout;
 use crate::units::{Exact, count, grouped, power_of_two};
 
@@ -24,6 +26,7 @@ const SECTIONS_SHOWN: usize = 32;
 #[derive(Args)]
 pub(crate) struct Inspect {
     /// The region file
+    #[arg(value_parser = file_name())]
     file: PathBuf,
     /// One line of JSON with everything there is
     #[arg(long)]
@@ -51,7 +54,8 @@ impl Inspect {
 /// What is known of a region file; as it stands in the JSON.
 #[derive(Serialize)]
 struct About {
-    file: String,
+    #[serde(flatten)]
+    file: FileName,
     version: u8,
     file_bytes: u64,
     /// Whether all of the file was read to know this: version 1 counts nothing.
@@ -138,7 +142,7 @@ impl About {
             crc32c: section.crc,
         });
         About {
-            file: input.path().to_string_lossy().into_owned(),
+            file: FileName::of(input.path()),
             version: input.version().number(),
             file_bytes: input.file_bytes(),
             walked: false,
@@ -185,7 +189,7 @@ impl About {
             Ok::<(), Failure>(())
         })?;
         Ok(About {
-            file: input.path().to_string_lossy().into_owned(),
+            file: FileName::of(input.path()),
             version: input.version().number(),
             file_bytes: input.file_bytes(),
             walked: true,
@@ -276,14 +280,6 @@ fn writer(writer: &[u8; 16]) -> String {
         Ok(name) if !name.contains(char::is_control) => name.to_owned(),
         _ => hex(writer),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("a string takes everything");
-    }
-    text
 }
 
 fn counters(histogram: &LengthHistogram) -> Vec<Counter> {

@@ -11,7 +11,8 @@ use pelton::{
 };
 
 use crate::failure::Failure;
-use crate::output::other_kind;
+use crate::file_kind::other_kind;
+use crate::region::file_name;
 use crate::units::{parse_size, power_of_two};
 
 /// Who wrote a file, as the header has it: 16 bytes.
@@ -37,7 +38,7 @@ pub(super) struct Labels {
     #[arg(long, value_name = "SIZE", value_parser = stride)]
     stride: Option<u32>,
     /// A file to keep as the user metadata: at most 1 MiB of anything
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_name())]
     meta: Option<PathBuf>,
 }
 

@@ -9,11 +9,12 @@ use clap::Args;
 use pelton::BLOB_BYTES_MAX;
 
 use crate::failure::Failure;
-use crate::output::{Output, other_kind};
+use crate::file_kind::other_kind;
+use crate::output::Output;
 use crate::progress::Progress;
-use crate::region::Format;
 use crate::region::draft::RegionDraft;
 use crate::region::labels::Labels;
+use crate::region::{Format, file_name};
 use crate::spool::Spool;
 use crate::stdout::Stdout;
 use crate::units::{count, grouped};
@@ -25,6 +26,7 @@ const CHUNK_BYTES: usize = 2 << 20;
 #[derive(Args)]
 pub(crate) struct Pack {
     /// The region file to make; it appears whole or not at all
+    #[arg(value_parser = file_name())]
     out: PathBuf,
     /// Where the blobs come from: a file, a pipe, or - for standard input
     #[arg(long, value_name = "FILE")]
@@ -227,7 +229,8 @@ fn pack_frames(source: &mut Source, draft: &mut RegionDraft) -> Result<(), Failu
             let len = u32::from_le_bytes(buffer[start..start + 4].try_into().expect("four bytes"));
             let offset = source.offset - (end - start) as u64;
             if len > BLOB_BYTES_MAX {
-                let (len, most) = (grouped(len.into()), grouped(BLOB_BYTES_MAX.into()));
+                let (number, len, most) =
+                    (grouped(number), grouped(len.into()), grouped(BLOB_BYTES_MAX.into()));
                 return Err(source.failure(format!(
                     "frame {number} at offset {offset} claims {len} bytes, a blob has at most {most}: is this framed input?"
                 )));
@@ -245,12 +248,12 @@ fn pack_frames(source: &mut Source, draft: &mut RegionDraft) -> Result<(), Failu
             continue;
         }
         if missing > 0 {
-            let (missing, frame) = (count(missing.into(), "byte"), number - 1);
+            let (missing, frame) = (count(missing.into(), "byte"), grouped(number - 1));
             return Err(source.failure(format!("frame {frame} is cut off: the input ends {missing} early")));
         }
         if end > 0 {
             let offset = source.offset - end as u64;
-            let found = count(end as u64, "byte");
+            let (number, found) = (grouped(number), count(end as u64, "byte"));
             return Err(source.failure(format!(
                 "frame {number} at offset {offset} is cut off: {found} of its length, expected 4"
             )));

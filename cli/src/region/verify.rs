@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pelton::{FormatError, Frame, Part, RegionDecoder, Verified, Version};
+use pelton::{FormatError, Frame, Place, RegionDecoder, Verified, Version};
 use serde::Serialize;
 
 use crate::failure::{AFTER_DAMAGE, Failure, shown, with_next};
 use crate::input::{CHUNK_BYTES_MIN, ReadError, RegionInput, chunk_bytes};
 use crate::progress::Progress;
+use crate::region::file_name;
+use crate::region::json::FileName;
 use crate::stdout::Stdout;
 use crate::units::{Size, count, grouped};
 
@@ -19,7 +21,7 @@ const LISTED_MAX: usize = 20;
 #[derive(Args)]
 pub(crate) struct Verify {
     /// The region files
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE", value_parser = file_name())]
     files: Vec<PathBuf>,
     /// One line of JSON for each file
     #[arg(long)]
@@ -33,7 +35,7 @@ impl Verify {
         for file in &self.files {
             let report = Report::of(file);
             all_whole &= report.whole;
-            let told = if self.json { report.tell_json(&mut stdout) } else { report.tell(&mut stdout) };
+            let told = if self.json { report.tell_json(&mut stdout) } else { report.tell(file, &mut stdout) };
             // Each file's result is there before the next one is read, and before its line of error.
             let told = told.and_then(|()| stdout.flush());
             if let Some(error) = &report.error {
@@ -52,15 +54,16 @@ impl Verify {
 /// What is known about one file after it was read; as it stands in the JSON.
 #[derive(Serialize)]
 struct Report {
-    file: String,
+    #[serde(flatten)]
+    file: FileName,
     whole: bool,
     /// What is wrong, in a line.
     error: Option<String>,
     /// Where in the file it is, if it is at one place.
     error_offset: Option<u64>,
     version: Option<u8>,
-    /// Whether there were checksums to compare: not in version 1.
-    checksums: bool,
+    /// Whether there are checksums to compare: not in version 1. Unknown as long as the version is.
+    checksums: Option<bool>,
     file_bytes: Option<u64>,
     blobs: Option<u64>,
     blob_bytes: Option<u64>,
@@ -83,12 +86,12 @@ struct DamagedBlock {
 impl Report {
     fn of(path: &Path) -> Report {
         let mut report = Report {
-            file: path.to_string_lossy().into_owned(),
+            file: FileName::of(path),
             whole: false,
             error: None,
             error_offset: None,
             version: None,
-            checksums: false,
+            checksums: None,
             file_bytes: None,
             blobs: None,
             blob_bytes: None,
@@ -101,7 +104,7 @@ impl Report {
                 report.whole = true;
                 report.blobs = Some(verified.blob_count);
                 report.blob_bytes = Some(verified.blob_bytes);
-                report.blocks = report.checksums.then_some(verified.blocks);
+                report.blocks = (report.checksums == Some(true)).then_some(verified.blocks);
             }
             Err(ReadError::Unread(Failure::File { message, .. })) => report.error = Some(message),
             Err(ReadError::Unread(other)) => report.error = Some(other.to_string()),
@@ -118,9 +121,10 @@ impl Report {
         let input = RegionInput::open(path)?;
         self.version = Some(input.version().number());
         self.file_bytes = Some(input.file_bytes());
-        self.checksums = input.version() != Version::V1;
+        let checksums = input.version() != Version::V1;
+        self.checksums = Some(checksums);
         let mut progress = Progress::new("verifying", Some(input.file_bytes()));
-        if !self.checksums {
+        if !checksums {
             let decoder = RegionDecoder::stream();
             return feed(&input, decoder, 0..input.file_bytes(), CHUNK_BYTES_MIN, &mut progress)
                 .map_err(|stop| stop.error);
@@ -193,8 +197,8 @@ impl Report {
         stdout.line(serde_json::to_string(self).expect("a report is plain data"))
     }
 
-    fn tell(&self, stdout: &mut Stdout) -> Result<(), Failure> {
-        let file = shown(Path::new(&self.file));
+    fn tell(&self, path: &Path, stdout: &mut Stdout) -> Result<(), Failure> {
+        let file = shown(path);
         if self.whole {
             let (blobs, bytes) =
                 (count(self.blobs.unwrap_or_default(), "blob"), Size(self.blob_bytes.unwrap_or_default()));
@@ -245,5 +249,5 @@ fn feed(
 }
 
 fn is_checksum(error: &FormatError) -> bool {
-    matches!(error, FormatError::Damaged { part: Part::Block(_), .. })
+    matches!(error, FormatError::Damaged { place: Place::Block(_), .. })
 }

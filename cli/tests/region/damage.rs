@@ -192,8 +192,38 @@ fn verify_goes_on_with_the_next_file() {
     let whole: Vec<_> = reports.iter().map(|report| report["whole"].as_bool().unwrap()).collect();
     assert_eq!(whole, [false, false, true, true]);
     assert_eq!(reports[2]["blobs"], 200);
-    assert_eq!((&reports[3]["version"], &reports[3]["checksums"]), (&1.into(), &false.into()));
+    let about_checksums: Vec<_> =
+        reports.iter().map(|report| (report["version"].as_u64(), report["checksums"].as_bool())).collect();
+    assert_eq!(
+        about_checksums,
+        [(Some(2), Some(true)), (None, None), (Some(2), Some(true)), (Some(1), Some(false))]
+    );
     story.ok(&["verify", "good", "old"]);
+}
+
+#[test]
+fn whether_there_are_checksums_is_not_told_of_what_is_no_region() {
+    let story = Story::new();
+    std::fs::create_dir(story.path("folder")).unwrap();
+    story.write("text", "hello, world");
+    story.write("empty", "");
+    story.write("newer", b"\x55\x03 and so on");
+    // Here the version is known, and a version 2 file has them.
+    story.write("start-only", &sample_region()[..4096]);
+    for (name, checksums) in [
+        ("missing", None),
+        ("folder", None),
+        ("text", None),
+        ("empty", None),
+        ("newer", None),
+        ("start-only", Some(true)),
+    ] {
+        let run = story.run(&["verify", "--json", name]);
+        let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        assert_eq!(report["checksums"].as_bool(), checksums, "{name}");
+        assert_eq!(report["checksums"].is_null(), checksums.is_none(), "{name}");
+        run.fails_saying(&[name]);
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What `inspect` tells.
 
-use crate::{Story, noise, sample_region};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::{Run, Story, noise, sample_region};
 
 #[test]
 fn everything_is_told_within_80_columns() {
@@ -93,4 +97,22 @@ fn an_empty_region_has_no_shortest_blob() {
     assert_eq!((&about["blobs"], &about["shortest"]), (&0.into(), &serde_json::Value::Null));
     assert_eq!(about["histogram"], serde_json::json!([]));
     story.ok(&["inspect", "a"]);
+}
+
+#[test]
+fn a_name_that_is_not_utf8_is_in_the_json_byte_by_byte() {
+    let story = Story::new();
+    let odd = OsStr::from_bytes(b"a\xFF");
+    if fs::write(story.folder.path().join(odd), sample_region()).is_err() {
+        println!("SKIPPED: the file system of the temporary folder takes UTF-8 only");
+        return;
+    }
+    story.write("\u{e4}", sample_region());
+    for command in ["inspect", "verify"] {
+        let output = story.command(&[command, "--json"]).arg(odd).output().unwrap();
+        let about: serde_json::Value = serde_json::from_slice(&Run::of(&[command], output).ok()).unwrap();
+        assert_eq!((&about["file"], &about["file_hex"]), (&"a\u{fffd}".into(), &"61ff".into()));
+        let about = story.json(&[command, "--json", "\u{e4}"]);
+        assert_eq!((&about["file"], &about["file_hex"]), (&"\u{e4}".into(), &serde_json::Value::Null));
+    }
 }

@@ -1,11 +1,12 @@
 //! Output files appear whole or not at all.
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use crate::{Story, knows_nameless_files, noise, sample_region};
+use crate::{Run, Story, knows_nameless_files, noise, sample_region};
 
 /// However a command is ended, it leaves nothing.
 ///
@@ -111,4 +112,87 @@ fn a_file_can_be_packed_into_its_own_place() {
     story.ok(&["pack", "a", "--from", "a", "--format", "raw"]);
     assert!(story.ok(&["cat", "a", "--format", "raw"]) == bytes);
     assert_eq!(story.names(), ["a"]);
+}
+
+#[test]
+fn a_write_protected_file_stays_as_it_is() {
+    let story = Story::new();
+    story.write("a", sample_region());
+    fs::set_permissions(story.path("a"), Permissions::from_mode(0o400)).unwrap();
+    for args in [
+        &["convert", "a", "a", "--to", "v1"][..],
+        &["convert", "a", "a", "--to", "v2"],
+        &["pack", "a", "--from", "a", "--format", "raw"],
+    ] {
+        story.run(args).fails_saying(&["a: is write-protected"]);
+    }
+    assert!(story.read("a") == sample_region());
+    assert_eq!(fs::metadata(story.path("a")).unwrap().mode() & 0o777, 0o400);
+    assert_eq!(story.names(), ["a"]);
+}
+
+/// Whoever replaces a file does not take it away from those it belongs to.
+///
+/// Goal: owner, group and permissions are those of the file before; where they can't be, it stays.
+/// Method: root replaces somebody else's file, then somebody else tries to replace root's.
+#[test]
+fn a_replaced_file_stays_with_its_owner() {
+    let story = Story::new();
+    story.write("a", sample_region());
+    let (owner, group) = (65_534, 65_533);
+    if chown(story.path("a"), Some(owner), Some(group)).is_err() {
+        println!("SKIPPED: this user may not give files away");
+        return;
+    }
+    let whose = |name: &str| {
+        let metadata = fs::metadata(story.path(name)).unwrap();
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o777)
+    };
+    for mode in [0o600, 0o640, 0o664] {
+        fs::set_permissions(story.path("a"), Permissions::from_mode(mode)).unwrap();
+        story.ok(&["convert", "a", "a", "--to", "v2"]);
+        assert_eq!(whose("a"), (owner, group, mode));
+    }
+
+    // The folder lets everybody replace the file; still it would be theirs afterwards.
+    fs::set_permissions(story.folder.path(), Permissions::from_mode(0o777)).unwrap();
+    story.write("roots", sample_region());
+    fs::set_permissions(story.path("roots"), Permissions::from_mode(0o644)).unwrap();
+    let before = whose("roots");
+    let args = ["convert", "roots", "roots", "--to", "v1"];
+    let mut command = story.command(&args);
+    match command.uid(owner).gid(group).output() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            println!("SKIPPED: nobody else may run the binary of this build");
+        }
+        output => {
+            let says = format!("roots: belongs to user {} and group {}", before.0, before.1);
+            Run::of(&args, output.unwrap()).fails_saying(&[&says, "permission denied"]);
+        }
+    }
+    assert!(story.read("roots") == sample_region());
+    assert_eq!(whose("roots"), before);
+    assert_eq!(story.names(), ["a", "roots"]);
+}
+
+#[test]
+fn another_hard_link_keeps_the_file_before() {
+    let story = Story::new();
+    story.write("a", sample_region());
+    fs::hard_link(story.path("a"), story.path("b")).unwrap();
+    story.run_with_input(&["pack", "a", "--from", "-", "--format", "raw"], b"x").ok();
+    assert!(story.read("b") == sample_region());
+    assert_eq!(story.ok(&["cat", "a", "--format", "raw"]), b"x");
+}
+
+#[test]
+fn a_file_called_dash_is_made_only_by_its_path() {
+    let story = Story::new();
+    let run = story.run_with_input(&["pack", "-", "--from", "-", "--format", "raw"], b"x");
+    assert_eq!((run.code, run.stdout.len()), (Some(2), 0));
+    assert!(run.stderr.contains("a file of that name is ./-"), "{}", run.stderr);
+    assert!(story.names().is_empty());
+    story.run_with_input(&["pack", "./-", "--from", "-", "--format", "raw"], b"x").ok();
+    assert_eq!(story.names(), ["-"]);
+    assert_eq!(story.ok(&["cat", "./-", "--format", "raw"]), b"x");
 }

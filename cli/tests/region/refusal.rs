@@ -135,6 +135,12 @@ fn wrong_usage_is_exit_code_2() {
         vec!["inspect", ""],
         vec!["pack", "", "--from", "a", "--format", "raw"],
         vec!["inspect", "a", "a"],
+        vec!["inspect", "-"],
+        vec!["verify", "a", "-"],
+        vec!["cat", "-"],
+        vec!["convert", "-", "out", "--to", "v2"],
+        vec!["convert", "a", "-", "--to", "v2"],
+        vec!["pack", "-", "--from", "a", "--format", "raw"],
         vec!["verify"],
         vec!["cat", "a", "--blob", "-1"],
         vec!["cat", "a", "--blob", "x"],
@@ -152,6 +158,7 @@ fn wrong_usage_is_exit_code_2() {
         with(&["--align", "8192"]),
         with(&["--block", "1KiB"]),
         with(&["--stride", "0"]),
+        with(&["--meta", "-"]),
         [&pack[..], &["--fingerprint", &hex]].concat(),
     ] {
         let run = story.run(&args);

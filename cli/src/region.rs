@@ -6,10 +6,14 @@ mod cat;
 mod convert;
 mod draft;
 mod inspect;
+mod json;
 mod labels;
 mod pack;
 mod verify;
 
+use std::path::{Path, PathBuf};
+
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{CommandFactory, Subcommand, ValueEnum};
 
 use crate::failure::Failure;
@@ -50,6 +54,15 @@ enum Format {
     Lines,
     /// pack: the whole input is one blob. cat: the bytes of all blobs, nothing between
     Raw,
+}
+
+/// Reads the name of a file. Standard input and output are called - elsewhere; a region file is read
+/// from both ends and appears whole, so it is neither.
+fn file_name() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path == Path::new("-") {
+        true => Err("only --from takes - for a stream; a file of that name is ./-"),
+        false => Ok(path),
+    })
 }
 
 /// Says that the options of a command make no sense together, as clap would.
