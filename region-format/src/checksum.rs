@@ -3,10 +3,22 @@
 use crc_fast::{CrcAlgorithm, Digest};
 
 use crate::body::BODY_START;
+use crate::limits::PAGE_BYTES;
 
 /// The CRC-32C of these bytes.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
+}
+
+/// The CRC-32C of a block that comes from memory rather than from a cache: the same sum in steps of a
+/// page, which lets the processor fetch ahead. Measured on a Xeon with VPCLMULQDQ: 1.25 times one long call,
+/// as fast as memory can be read; in a cache it is slower, so the encoder does not use it.
+pub(crate) fn crc32c_from_memory(bytes: &[u8]) -> u32 {
+    let mut crc = Crc32c::default();
+    for page in bytes.chunks(PAGE_BYTES) {
+        crc.update(page);
+    }
+    crc.take()
 }
 
 /// Sums the bytes of one block after the other.
@@ -118,6 +130,7 @@ mod tests {
             crc.update(&bytes[cut..]);
             assert_eq!(crc.take(), crc32c(&bytes), "cut at {cut}");
             assert_eq!(crc.take(), crc32c(b""), "taking starts afresh");
+            assert_eq!(crc32c_from_memory(&bytes[..cut]), crc32c(&bytes[..cut]), "{cut} bytes");
         }
     }
 }

