@@ -1,0 +1,110 @@
+//! Measures Pelton beside what limits it, in the same run.
+//!
+//! A figure alone says little on a shared machine: rates drift by a factor of two, ratios of
+//! neighbours hold. So every case is a pair, a *limit* (the plain copy, the bare sum) and a *subject*
+//! (our code over the same bytes), run in turn, and what counts is the ratio.
+//!
+//! `frame` knows how to measure and to print; each benchmark is a file of its own beside it. To add
+//! one: a module with a type that implements [`Bench`], a name in [`Which`], a line in
+//! [`Which::benches`].
+//!
+//! Exit codes: 0 if everything ran and every answer was right, whether goals were met or not (figures
+//! are no timed tests); 1 if a run failed; 2 for wrong usage.
+#![forbid(unsafe_code)]
+
+mod frame;
+mod region;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use crate::frame::{Format, Frame, Knobs, Primer, Report, Setting, Size};
+
+/// One subcommand: takes its knobs first, then runs its cases.
+///
+/// Taking comes first for all benchmarks, so that a misspelt `--set` ends before anything runs.
+pub(crate) trait Bench {
+    fn run(&self, frame: &mut Frame) -> io::Result<()>;
+}
+
+/// Measure Pelton beside what limits it
+#[derive(Debug, Parser)]
+#[command(name = "pelton-bench", version)]
+struct Arguments {
+    /// Which benchmark to run
+    #[arg(value_enum)]
+    bench: Which,
+    /// Take the small value of every knob: shows that the benchmark runs, not how fast Pelton is
+    #[arg(long)]
+    small: bool,
+    /// Give a knob another value, such as `region_bytes=256MiB`
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    settings: Vec<Setting>,
+    /// Run only the cases whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// How many pairs of runs each case has, after one that is not counted
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// What the data is made from
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    seed: u64,
+    /// Print one JSON line for each case instead of the table, and everything else on stderr
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Which {
+    /// Encoding, verifying and iterating a region in memory, on one core
+    Region,
+    /// Every benchmark
+    All,
+}
+
+impl Which {
+    fn benches(self, knobs: &mut Knobs) -> Vec<Box<dyn Bench>> {
+        match self {
+            Which::Region | Which::All => vec![Box::new(region::RegionBench::new(knobs))],
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        // Whoever read our output has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pelton-bench: could not write the results: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> io::Result<ExitCode> {
+    let size = if arguments.small { Size::Small } else { Size::Real };
+    let format = if arguments.json { Format::Json } else { Format::Table };
+
+    let mut knobs = Knobs::new(size, arguments.settings);
+    let primer = Primer::new(&mut knobs);
+    let benches = arguments.bench.benches(&mut knobs);
+    if let Err(error) = knobs.check() {
+        eprintln!("pelton-bench: {error}");
+        return Ok(ExitCode::from(2));
+    }
+
+    let report = Report::new(format);
+    report.say(frame::machine())?;
+    report.say(format!("seed {}, {} pairs of runs for each case", arguments.seed, arguments.runs))?;
+    report.say(&knobs)?;
+
+    let mut frame = Frame::new(arguments.seed, arguments.runs, arguments.only, primer, report)?;
+    for bench in benches {
+        bench.run(&mut frame)?;
+    }
+    let all_passed = frame.finish()?;
+    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
