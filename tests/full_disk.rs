@@ -1,0 +1,133 @@
+//! A disk that is too small, for real: an ext4 on a loop device.
+//!
+//! Goal: a load that does not fit fails with a clear error and leaves nothing; other spindles and the next
+//! load are unharmed. It needs root for the mount, and says so where it was skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use pelton::*;
+
+/// A small ext4, mounted while this value lives.
+struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(within: &Path, bytes: u64) -> Option<SmallDisk> {
+        let (image, folder) = (within.join("disk.img"), within.join("disk"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(bytes).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            Command::new(program).args(args).arg(&image).output().is_ok_and(|output| output.status.success())
+        };
+        let mounted = run("mkfs.ext4", &["-q", "-F", "-m", "0"])
+            && Command::new("mount")
+                .args(["-o", "loop"])
+                .args([&image, &folder])
+                .output()
+                .is_ok_and(|output| output.status.success());
+        if !mounted {
+            println!("SKIPPED: no loop mount here (it needs root and mkfs.ext4)");
+            return None;
+        }
+        Some(SmallDisk { folder })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.folder).status();
+    }
+}
+
+fn load(cache: &Cache, key: &Key, mib: u8, write_path: WritePath) -> Result<(), LoadError> {
+    let mut plan = LoadPlan::new(Fingerprint::from_bytes([mib; 32]));
+    plan.durability = Durability::Wait;
+    plan.write_path = write_path;
+    plan.regions = Some(2);
+    let writer = cache.snap(key).open_for_writes(plan)?;
+    for number in 0..mib {
+        let mut parcel = ParcelBuilder::default();
+        parcel.push(&vec![number; 1 << 20]).unwrap();
+        writer.queue_parcel(parcel.finish())?;
+    }
+    writer.wait_for_writes()?.close_for_writes()
+}
+
+fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn regions_below(folder: &Path) -> usize {
+    let loads = std::fs::read_dir(folder.join("loads")).unwrap();
+    loads.map(|load| std::fs::read_dir(load.unwrap().path()).unwrap().count()).sum()
+}
+
+#[test]
+fn a_load_that_does_not_fit_on_its_disk_fails_clearly_and_the_next_one_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(folder.path(), 64 << 20) else { return };
+    let spindle = disk.folder.join("spindle");
+    let key: Key = "test/full@1#0".parse().unwrap();
+    for (write_path, engine) in [
+        (WritePath::Image, IoEngine::Auto),
+        (WritePath::Direct, IoEngine::Auto),
+        (WritePath::Image, IoEngine::Threads),
+        (WritePath::Direct, IoEngine::Threads),
+    ] {
+        let cache = Cache::builder().memory(1 << 30).engine(engine).spindle(&spindle).open().unwrap();
+        let error = load(&cache, &key, 100, write_path).unwrap_err();
+        let said = text(&error);
+        assert!(said.contains("No space left") && said.contains(spindle.to_str().unwrap()), "{said}");
+        assert_eq!(regions_below(&spindle), 0, "{write_path:?}, {engine:?}: nothing is left");
+        // What was in memory goes on, marked as not durable, when it was an image.
+        let status = cache.snap(&key).status();
+        let expected = if write_path == WritePath::Image { SnapState::Hot } else { SnapState::Cold };
+        assert_eq!((status.state, status.durable), (expected, false), "{write_path:?}, {engine:?}");
+        if status.state == SnapState::Hot {
+            let lease = cache.lease(&key, Want::Latest, None).unwrap();
+            let blobs: u64 =
+                lease.partitions().map(|p| p.fold(|blobs, n: &mut u64| count(blobs, n)).unwrap()).sum();
+            assert_eq!(blobs, 100);
+        }
+        cache.snap(&key).flush().unwrap();
+        load(&cache, &key, 10, write_path).unwrap();
+        assert!(cache.snap(&key).status().durable);
+        cache.snap(&key).flush().unwrap();
+        assert_eq!(regions_below(&spindle), 0);
+    }
+}
+
+/// The same bytes go to the other spindle when the first one fails.
+#[test]
+fn an_image_whose_disk_fails_is_written_to_another_spindle() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(folder.path(), 48 << 20) else { return };
+    let (small, large) = (disk.folder.join("spindle"), folder.path().join("large"));
+    let key: Key = "test/other@1#0".parse().unwrap();
+    {
+        let cache = Cache::builder().memory(1 << 30).spindle(&small).spindle(&large).open().unwrap();
+        load(&cache, &key, 120, WritePath::Image).unwrap();
+        assert!(cache.snap(&key).status().durable);
+        assert_eq!((regions_below(&small), regions_below(&large)), (0, 2));
+    }
+    let cache = Cache::builder().memory(1 << 30).spindle(&small).spindle(&large).open().unwrap();
+    let lease = cache.lease(&key, Want::Latest, None).unwrap();
+    let blobs: u64 = lease.partitions().map(|p| p.fold(|blobs, n: &mut u64| count(blobs, n)).unwrap()).sum();
+    assert_eq!(blobs, 120);
+}
+
+fn count(blobs: &mut BlobCursor<'_>, n: &mut u64) -> Result<(), FormatError> {
+    while let Some(blob) = blobs.next()? {
+        assert!(blob.len() == 1 << 20 && blob.iter().all(|&byte| byte == blob[0]));
+        *n += 1;
+    }
+    Ok(())
+}

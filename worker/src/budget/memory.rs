@@ -1,0 +1,466 @@
+//! The memory that one cache may use, given out in order of arrival.
+//!
+//! ```text
+//! | residence: images, mapped regions                                | buffers: parcels, pieces |
+//! |<------------------------------- total ------------------------------------------------------>|
+//! ```
+//!
+//! The two shares are apart, each with its own queue. So a load that holds its images always gets the
+//! next buffer in time, however many hot slices fill the rest: no load waits for another one's eviction
+//! with its own memory in hand.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use crate::units::Exact;
+
+/// What memory is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryUse {
+    /// Regions in our own memory.
+    Images,
+    /// Regions in the page cache, mapped.
+    Mapped,
+    /// Parcels and pieces on their way.
+    Buffers,
+}
+
+impl fmt::Display for MemoryUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemoryUse::Images => "images",
+            MemoryUse::Mapped => "mapped regions",
+            MemoryUse::Buffers => "buffers",
+        })
+    }
+}
+
+/// Why memory was not given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryRefused {
+    /// More than the whole share. It will never fit: ask for less, or configure more.
+    #[error("{wanted} for {purpose} can never fit: the share is {share}", wanted = Exact(*wanted), share = Exact(*share))]
+    NeverFits {
+        /// What it was for.
+        purpose: MemoryUse,
+        /// How much was asked for.
+        wanted: u64,
+        /// How much there is for this use, in all.
+        share: u64,
+    },
+    /// Not given back by others in time. Try again, or evict something first.
+    #[error(
+        "{wanted} for {purpose} did not become free in time: {free} of {share} are free",
+        wanted = Exact(*wanted), free = Exact(*free), share = Exact(*share)
+    )]
+    Deadline {
+        /// What it was for.
+        purpose: MemoryUse,
+        /// How much was asked for.
+        wanted: u64,
+        /// How much is free now; others may wait for it.
+        free: u64,
+        /// How much there is for this use, in all.
+        share: u64,
+    },
+}
+
+/// How much is in use, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemoryCounts {
+    pub(crate) images: u64,
+    pub(crate) mapped: u64,
+    pub(crate) buffers: u64,
+    /// What images and mapped regions may use together.
+    pub(crate) residence_max: u64,
+    pub(crate) buffers_max: u64,
+    /// What is being waited for, beyond what is in use. Someone should evict if it stays.
+    pub(crate) residence_waited_for: u64,
+    pub(crate) buffers_waited_for: u64,
+}
+
+/// A cache's memory budget. Cloning it makes another handle of the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryBudget {
+    shared: Arc<Mutex<Shares>>,
+}
+
+impl MemoryBudget {
+    /// A budget of `total` bytes, `buffers_max` of which are for buffers and the others for regions.
+    pub(crate) fn new(total: u64, buffers_max: u64) -> MemoryBudget {
+        assert!(buffers_max <= total, "the buffers lie inside of the total");
+        let shares = Shares {
+            residence: Share::new(total - buffers_max),
+            buffers: Share::new(buffers_max),
+            images: 0,
+            next_ticket: 0,
+        };
+        MemoryBudget { shared: Arc::new(Mutex::new(shares)) }
+    }
+
+    /// Takes memory, after everyone who asked earlier for the same share. Waits until the deadline, if there
+    /// is one. What is free is given even when the deadline has passed already.
+    ///
+    /// # Errors
+    /// [`MemoryRefused`], without waiting if it can never fit.
+    pub(crate) fn take(
+        &self,
+        purpose: MemoryUse,
+        bytes: u64,
+        deadline: Option<Instant>,
+    ) -> Result<MemoryGrant, MemoryRefused> {
+        let mut taking = self.taking(purpose, bytes)?;
+        let parker = Waker::from(Arc::new(Parker(thread::current())));
+        let mut context = Context::from_waker(&parker);
+        loop {
+            if let Poll::Ready(grant) = Pin::new(&mut taking).poll(&mut context) {
+                return Ok(grant);
+            }
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(left) if !left.is_zero() => thread::park_timeout(left),
+                // It may have been granted since the poll: leaving the queue is what decides.
+                Some(_) => return taking.leave(),
+            }
+        }
+    }
+
+    /// The same as a future that takes its place in the queue now. Dropping it leaves the queue.
+    ///
+    /// # Errors
+    /// [`MemoryRefused::NeverFits`], at once.
+    pub(crate) fn taking(&self, purpose: MemoryUse, bytes: u64) -> Result<Taking, MemoryRefused> {
+        let mut shares = self.lock();
+        let share = shares.share(purpose);
+        if bytes > share.max {
+            return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
+        }
+        if share.waiting.is_empty() && bytes <= share.free() {
+            shares.give(purpose, bytes);
+            return Ok(Taking { state: TakingState::Given(self.grant(purpose, bytes)) });
+        }
+        let ticket = shares.next_ticket;
+        shares.next_ticket += 1;
+        let waiter = Waiter { ticket, purpose, bytes, granted: false, waker: None };
+        shares.share(purpose).waiting.push_back(waiter);
+        drop(shares);
+        Ok(Taking { state: TakingState::Queued { budget: self.clone(), purpose, bytes, ticket } })
+    }
+
+    /// Takes memory if it is free and nobody waits for it.
+    ///
+    /// # Errors
+    /// [`MemoryRefused`] otherwise; `Deadline` means that waiting would help.
+    pub(crate) fn try_take(&self, purpose: MemoryUse, bytes: u64) -> Result<MemoryGrant, MemoryRefused> {
+        let mut shares = self.lock();
+        let share = shares.share(purpose);
+        if bytes > share.max {
+            return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
+        }
+        if !share.waiting.is_empty() || bytes > share.free() {
+            return Err(share.too_late(purpose, bytes));
+        }
+        shares.give(purpose, bytes);
+        Ok(self.grant(purpose, bytes))
+    }
+
+    /// How much is in use now.
+    pub(crate) fn counts(&self) -> MemoryCounts {
+        let shares = self.lock();
+        MemoryCounts {
+            images: shares.images,
+            mapped: shares.residence.used - shares.images,
+            buffers: shares.buffers.used,
+            residence_max: shares.residence.max,
+            buffers_max: shares.buffers.max,
+            residence_waited_for: shares.residence.waited_for(),
+            buffers_waited_for: shares.buffers.waited_for(),
+        }
+    }
+
+    fn grant(&self, purpose: MemoryUse, bytes: u64) -> MemoryGrant {
+        MemoryGrant { budget: self.clone(), purpose, bytes }
+    }
+
+    fn give_back(&self, purpose: MemoryUse, bytes: u64) {
+        let mut shares = self.lock();
+        shares.take_back(purpose, bytes);
+        let woken = shares.share(purpose).grant_in_order();
+        for &(purpose, bytes, _) in &woken {
+            shares.count_given(purpose, bytes);
+        }
+        shares.check();
+        drop(shares);
+        // Outside of the lock: a waker may run anything.
+        for (_, _, waker) in woken {
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shares> {
+        // Nothing of others runs under the lock, so only a failed assertion of ours poisons it. A guard that
+        // drops meanwhile must not panic a second time.
+        self.shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Memory that was given. Dropping it gives it back.
+#[derive(Debug)]
+#[must_use = "dropping it gives the memory back"]
+pub(crate) struct MemoryGrant {
+    budget: MemoryBudget,
+    purpose: MemoryUse,
+    bytes: u64,
+}
+
+impl MemoryGrant {
+    #[allow(dead_code, reason = "so far only tests ask")]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    #[allow(dead_code, reason = "so far only tests ask")]
+    pub(crate) fn purpose(&self) -> MemoryUse {
+        self.purpose
+    }
+
+    /// Cuts a part off, which is then given back on its own.
+    pub(crate) fn split(&mut self, bytes: u64) -> MemoryGrant {
+        assert!(bytes <= self.bytes, "a part is not larger than the whole");
+        self.bytes -= bytes;
+        self.budget.grant(self.purpose, bytes)
+    }
+
+    /// Gives back what is beyond `bytes`: it turned out to need less.
+    #[allow(dead_code, reason = "no load takes more than it needs yet")]
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        assert!(bytes <= self.bytes, "shrinking does not grow");
+        drop(self.split(self.bytes - bytes));
+    }
+
+    /// Takes in another grant of the same budget and use.
+    pub(crate) fn join(&mut self, mut other: MemoryGrant) {
+        assert!(Arc::ptr_eq(&self.budget.shared, &other.budget.shared), "of one budget");
+        assert_eq!(self.purpose, other.purpose);
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for MemoryGrant {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.budget.give_back(self.purpose, self.bytes);
+        }
+    }
+}
+
+/// A place in the queue for memory. See [`MemoryBudget::taking`].
+#[derive(Debug)]
+#[must_use = "a place in the queue is left when it drops"]
+pub(crate) struct Taking {
+    state: TakingState,
+}
+
+#[derive(Debug)]
+enum TakingState {
+    Given(MemoryGrant),
+    Queued { budget: MemoryBudget, purpose: MemoryUse, bytes: u64, ticket: u64 },
+    Over,
+}
+
+impl Taking {
+    /// Gives the place up, unless the memory has been given already.
+    fn leave(mut self) -> Result<MemoryGrant, MemoryRefused> {
+        match std::mem::replace(&mut self.state, TakingState::Over) {
+            TakingState::Given(grant) => Ok(grant),
+            TakingState::Queued { budget, purpose, bytes, ticket } => {
+                let mut shares = budget.lock();
+                if shares.share(purpose).remove(ticket).granted {
+                    drop(shares);
+                    return Ok(budget.grant(purpose, bytes));
+                }
+                let refused = shares.share(purpose).too_late(purpose, bytes);
+                drop(shares);
+                // Those behind may fit where this one did not.
+                budget.give_back(purpose, 0);
+                Err(refused)
+            }
+            TakingState::Over => unreachable!("leaving consumes, and a finished future is not polled"),
+        }
+    }
+}
+
+impl Future for Taking {
+    type Output = MemoryGrant;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<MemoryGrant> {
+        if let TakingState::Queued { budget, purpose, bytes, ticket } = &self.state {
+            let mut shares = budget.lock();
+            let share = shares.share(*purpose);
+            if !share.keep_waiting(*ticket, context.waker()) {
+                share.remove(*ticket);
+                drop(shares);
+                let grant = budget.grant(*purpose, *bytes);
+                self.state = TakingState::Given(grant);
+            } else {
+                return Poll::Pending;
+            }
+        }
+        match std::mem::replace(&mut self.state, TakingState::Over) {
+            TakingState::Given(grant) => Poll::Ready(grant),
+            _ => panic!("polled after it was ready"),
+        }
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        if let TakingState::Queued { .. } = self.state {
+            let state = std::mem::replace(&mut self.state, TakingState::Over);
+            // What was given and not fetched goes back with the grant.
+            drop(Taking { state }.leave());
+        }
+    }
+}
+
+/// Wakes the thread that waits in [`MemoryBudget::take`].
+struct Parker(Thread);
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// What is given and who waits.
+///
+/// Invariants: in each share `used <= max`; whoever is granted stands before whoever is not; the first that
+/// is not granted does not fit; `images <= residence.used`.
+#[derive(Debug)]
+struct Shares {
+    residence: Share,
+    buffers: Share,
+    /// How much of the residence are images; the rest is mapped.
+    images: u64,
+    next_ticket: u64,
+}
+
+impl Shares {
+    fn share(&mut self, purpose: MemoryUse) -> &mut Share {
+        match purpose {
+            MemoryUse::Images | MemoryUse::Mapped => &mut self.residence,
+            MemoryUse::Buffers => &mut self.buffers,
+        }
+    }
+
+    fn give(&mut self, purpose: MemoryUse, bytes: u64) {
+        self.share(purpose).used += bytes;
+        self.count_given(purpose, bytes);
+        self.check();
+    }
+
+    fn count_given(&mut self, purpose: MemoryUse, bytes: u64) {
+        if purpose == MemoryUse::Images {
+            self.images += bytes;
+        }
+    }
+
+    fn take_back(&mut self, purpose: MemoryUse, bytes: u64) {
+        let share = self.share(purpose);
+        assert!(bytes <= share.used, "what is given back was given");
+        share.used -= bytes;
+        if purpose == MemoryUse::Images {
+            self.images -= bytes;
+        }
+    }
+
+    fn check(&self) {
+        assert!(self.residence.used <= self.residence.max);
+        assert!(self.buffers.used <= self.buffers.max);
+        assert!(self.images <= self.residence.used);
+    }
+}
+
+#[derive(Debug)]
+struct Share {
+    max: u64,
+    used: u64,
+    /// In order of arrival. Granted ones stay until they are fetched, so that nobody takes theirs.
+    waiting: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    purpose: MemoryUse,
+    bytes: u64,
+    granted: bool,
+    waker: Option<Waker>,
+}
+
+impl Share {
+    fn new(max: u64) -> Share {
+        Share { max, used: 0, waiting: VecDeque::new() }
+    }
+
+    fn free(&self) -> u64 {
+        self.max - self.used
+    }
+
+    /// Grants to the waiting, from the front, as long as there is room. Nobody passes anybody.
+    fn grant_in_order(&mut self) -> Vec<(MemoryUse, u64, Option<Waker>)> {
+        let mut woken = Vec::new();
+        for waiter in self.waiting.iter_mut().skip_while(|waiter| waiter.granted) {
+            if waiter.bytes > self.max - self.used {
+                break;
+            }
+            self.used += waiter.bytes;
+            waiter.granted = true;
+            woken.push((waiter.purpose, waiter.bytes, waiter.waker.take()));
+        }
+        woken
+    }
+
+    /// Leaves the waker to be called, unless the memory was granted meanwhile.
+    fn keep_waiting(&mut self, ticket: u64, waker: &Waker) -> bool {
+        let index = self.index_of(ticket);
+        let waiter = &mut self.waiting[index];
+        if !waiter.granted {
+            match &mut waiter.waker {
+                Some(known) => known.clone_from(waker),
+                none => *none = Some(waker.clone()),
+            }
+        }
+        !waiter.granted
+    }
+
+    fn remove(&mut self, ticket: u64) -> Waiter {
+        let index = self.index_of(ticket);
+        self.waiting.remove(index).expect("it was found there")
+    }
+
+    fn index_of(&self, ticket: u64) -> usize {
+        self.waiting.binary_search_by_key(&ticket, |waiter| waiter.ticket).expect("a place is left only once")
+    }
+
+    fn waited_for(&self) -> u64 {
+        let waiting = self.waiting.iter().filter(|waiter| !waiter.granted);
+        waiting.fold(0, |sum, waiter| sum.saturating_add(waiter.bytes))
+    }
+
+    fn too_late(&self, purpose: MemoryUse, wanted: u64) -> MemoryRefused {
+        MemoryRefused::Deadline { purpose, wanted, free: self.free(), share: self.max }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! How a cache is set up and opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::cache::{Cache, CacheCore};
+use crate::config::host::Host;
+use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig};
+use crate::scan::threads::ScanThreads;
+use crate::snap::recovery::recover;
+use crate::spindle::engine::EngineKind;
+use crate::spindle::held::{Spindle, SpindlePlan};
+use crate::spindle::identity::NetworkFolders;
+
+/// Sets up a cache. Everything but the spindles has a default that fits the machine.
+///
+/// What can be set and what it may be is told by [`Config`]; one that was read from a file becomes a builder by
+/// `CacheBuilder::from`.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct CacheBuilder {
+    config: Config,
+}
+
+/// Why a cache can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// A setting can't be used: correct it.
+    #[error(transparent)]
+    Setting(#[from] ConfigError),
+    /// A folder can't serve as a spindle.
+    #[error("{} can't be a spindle", folder.display())]
+    Spindle {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What lies on a spindle could not be looked at.
+    #[error("the spindles could not be read")]
+    Recovery {
+        /// What the disk said.
+        source: crate::DiskError,
+    },
+}
+
+impl CacheBuilder {
+    /// Adds a folder on a disk. It is made if it is missing, and must be empty or a spindle already.
+    pub fn spindle(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.config.spindles.push(SpindleConfig::new(folder));
+        self
+    }
+
+    /// How much memory the cache may use: images, mapped regions, and buffers.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.config.memory = Some(bytes);
+        self
+    }
+
+    /// How much of the memory parcels and pieces on their way may use.
+    pub fn buffers(mut self, bytes: u64) -> Self {
+        self.config.buffers = Some(bytes);
+        self
+    }
+
+    /// How many threads scan, and over how many regions a slice is dealt unless its plan says otherwise.
+    pub fn scan_threads(mut self, count: usize) -> Self {
+        self.config.scan_threads = Some(count);
+        self
+    }
+
+    /// Whether each scan thread is tied to a core.
+    pub fn pin(mut self, pin: bool) -> Self {
+        self.config.pin = Some(pin);
+        self
+    }
+
+    /// How many threads serve each spindle.
+    pub fn impellers(mut self, count: usize) -> Self {
+        self.config.impellers = Some(count);
+        self
+    }
+
+    /// How the disks are asked.
+    pub fn engine(mut self, engine: IoEngine) -> Self {
+        self.config.engine = engine;
+        self
+    }
+
+    /// Opens the cache, and finds what earlier ones have left on the spindles.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn open(self) -> Result<Cache, CacheError> {
+        let settings = self.config.settle(&Host::of_this_process())?;
+        let spindles = open_spindles(&settings)?;
+        let mut recovered = recover(&spindles).map_err(|source| CacheError::Recovery { source })?;
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        Ok(Cache::from_core(CacheCore::new(
+            spindles,
+            settings.memory,
+            settings.buffers,
+            usize::try_from(settings.piece_bytes).expect("pieces are a few MiB"),
+            Arc::new(ScanThreads::new(settings.scan_threads, settings.scan_cores)),
+            epoch,
+            std::mem::take(&mut recovered.slices),
+            recovered.next_load,
+            recovered.report,
+        )))
+    }
+}
+
+fn open_spindles(settings: &Settings) -> Result<Vec<Arc<Spindle>>, CacheError> {
+    let plan = SpindlePlan {
+        impellers: settings.impellers,
+        depth: settings.depth,
+        queue_bytes_max: settings.queue_bytes_max,
+        engine: match settings.engine {
+            IoEngine::Auto => EngineKind::Auto,
+            IoEngine::Uring => EngineKind::Uring,
+            IoEngine::Threads => EngineKind::Threads,
+        },
+        network: if settings.network_folders { NetworkFolders::Accept } else { NetworkFolders::Refuse },
+    };
+    let open = |(number, spindle): (usize, &SpindleConfig)| {
+        Spindle::open(number, &spindle.path, &plan)
+            .map(Arc::new)
+            .map_err(|source| CacheError::Spindle { folder: spindle.path.clone(), source: Box::new(source) })
+    };
+    settings.spindles.iter().enumerate().map(open).collect()
+}

@@ -1,0 +1,427 @@
+//! The cache: what an embedder sees first.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, bounded};
+use pelton_region_format::{Fingerprint, Key, KeyPattern};
+
+use crate::budget::memory::MemoryBudget;
+use crate::builder::CacheBuilder;
+use crate::scan::lease::{Lease, LeaseError};
+use crate::scan::threads::ScanThreads;
+use crate::slice::build::BuiltRegion;
+use crate::slice::plan::LoadPlan;
+use crate::slice::writer::{LoadError, SliceWriter, load_error};
+use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_slice};
+pub(crate) use crate::snap::entry::Entry;
+use crate::snap::entry::SnapState;
+use crate::snap::hot::HotSlice;
+use crate::snap::manifest::{Manifest, RegionRecord};
+use crate::snap::recovery::RecoveryReport;
+use crate::snap::warm::warm;
+use crate::spindle::engine::DiskError;
+use crate::spindle::held::Spindle;
+use crate::spindle::impeller::Lane;
+
+/// Keeps slices on the disks and in the memory of this machine.
+///
+/// Cloning makes another handle; the cache closes with the last one.
+#[derive(Clone)]
+pub struct Cache {
+    core: Arc<CacheCore>,
+}
+
+/// What all handles, writers and leases share.
+pub(crate) struct CacheCore {
+    pub(crate) spindles: Vec<Arc<Spindle>>,
+    /// For regions in memory, and for parcels while they are opened.
+    pub(crate) budget: MemoryBudget,
+    /// For the pieces of open writers: apart, so that parcels and pieces never wait for each other.
+    pub(crate) pieces: MemoryBudget,
+    pub(crate) piece_bytes: usize,
+    pub(crate) image_bytes_max: usize,
+    pub(crate) regions_default: u32,
+    pub(crate) scan_threads: Arc<ScanThreads>,
+    entries: Mutex<BTreeMap<Key, Arc<Entry>>>,
+    epoch: u64,
+    next_load: AtomicU64,
+    next_lane: AtomicU64,
+    commits: Mutex<Vec<JoinHandle<()>>>,
+    recovery: RecoveryReport,
+}
+
+/// Which generation of a slice a lease is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Want {
+    /// Whatever is there.
+    #[default]
+    Latest,
+    /// Only the slice that was loaded with this fingerprint.
+    Fingerprint(Fingerprint),
+}
+
+/// One slice's place in the cache.
+#[derive(Clone)]
+pub struct Snap {
+    core: Arc<CacheCore>,
+    entry: Arc<Entry>,
+}
+
+/// What a snap is and holds, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapStatus {
+    /// Its slice.
+    pub key: Key,
+    /// Its state.
+    pub state: SnapState,
+    /// Whether it would survive the process.
+    pub durable: bool,
+    /// The fingerprint of what is there.
+    pub fingerprint: Option<Fingerprint>,
+    /// How many blobs are on the disk.
+    pub blob_count: u64,
+    /// How many bytes they have.
+    pub blob_bytes: u64,
+    /// How many bytes its files take.
+    pub file_bytes: u64,
+}
+
+impl Cache {
+    /// Starts setting one up.
+    pub fn builder() -> CacheBuilder {
+        CacheBuilder::default()
+    }
+
+    pub(crate) fn from_core(core: CacheCore) -> Cache {
+        Cache { core: Arc::new(core) }
+    }
+
+    /// The snap of a key; a cold one if nothing is known of it.
+    pub fn snap(&self, key: &Key) -> Snap {
+        let entry = self
+            .core
+            .lock_entries()
+            .entry(key.clone())
+            .or_insert_with(|| Arc::new(Entry::new(key.clone(), None)))
+            .clone();
+        Snap { core: self.core.clone(), entry }
+    }
+
+    /// All snaps that the pattern matches and that hold something, in the order of their keys.
+    pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
+        let entries: Vec<Arc<Entry>> =
+            self.core.lock_entries().values().filter(|entry| pattern.matches(&entry.key)).cloned().collect();
+        entries.iter().map(|entry| status(entry)).filter(|status| status.state != SnapState::Cold).collect()
+    }
+
+    /// Takes a lease on a slice, and brings it into memory if it must.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub fn lease(&self, key: &Key, want: Want, deadline: Option<Instant>) -> Result<Lease, LeaseError> {
+        self.snap(key).lease(want, deadline)
+    }
+
+    /// What was found on the spindles when the cache was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.core.recovery
+    }
+
+    /// The spindles: folder, engine, and why the engine is not io_uring if it is not.
+    pub fn spindles(&self) -> Vec<SpindleStatus> {
+        self.core
+            .spindles
+            .iter()
+            .map(|spindle| SpindleStatus {
+                folder: spindle.folder.clone(),
+                engine: spindle.impellers.engine_name(),
+                reason: spindle.impellers.engine_reason(),
+            })
+            .collect()
+    }
+
+    /// Waits until all that was loaded is on the disks, or could not be brought there.
+    pub fn sync(&self) {
+        let commits = std::mem::take(&mut *self.core.lock_commits());
+        for commit in commits {
+            let _ = commit.join();
+        }
+    }
+}
+
+/// How a spindle is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpindleStatus {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The engine that does its I/O.
+    pub engine: &'static str,
+    /// Why that is not io_uring, if it is not.
+    pub reason: Option<String>,
+}
+
+impl Snap {
+    /// The slice's key.
+    pub fn key(&self) -> &Key {
+        &self.entry.key
+    }
+
+    /// What it is and holds now.
+    pub fn status(&self) -> SnapStatus {
+        status(&self.entry)
+    }
+
+    /// Opens the slice for writing: for one load, by any number of producers. What is there stays, and is
+    /// replaced when the load is closed.
+    ///
+    /// # Errors
+    /// [`LoadError::Busy`] if a load is open, [`LoadError::Disk`] if its folders can't be made.
+    #[doc(alias = "openForWrites")]
+    pub fn open_for_writes(&self, plan: LoadPlan) -> Result<SliceWriter, LoadError> {
+        let key = || self.entry.key.clone();
+        // A slice that is on its way to the disk is waited for: its manifest has the same name.
+        let begun = self.entry.wait(None, |state| match (state.loading, state.committing) {
+            (true, _) => Some(false),
+            (false, true) => None,
+            (false, false) => {
+                state.loading = true;
+                Some(true)
+            }
+        });
+        if begun != Some(true) {
+            return Err(LoadError::Busy { key: key() });
+        }
+        let load_number = self.core.next_load.fetch_add(1, Ordering::Relaxed);
+        let regions = plan.regions.unwrap_or(self.core.regions_default);
+        let home = load_number as usize % self.core.spindles.len();
+        let folders = LoadFolders::new(&self.core.spindles, self.core.epoch, load_number, home, regions);
+        let open = folders
+            .create(&self.core.spindles)
+            .map_err(|error| load_error(key(), error.into()))
+            .and_then(|()| SliceWriter::new(self.core.clone(), self.entry.clone(), plan, folders.clone()));
+        open.inspect_err(|_| {
+            folders.remove_all(&self.core.spindles);
+            self.entry.load_failed();
+        })
+    }
+
+    /// Takes a lease, and brings the slice into memory if it must.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub fn lease(&self, want: Want, deadline: Option<Instant>) -> Result<Lease, LeaseError> {
+        let key = || self.entry.key.clone();
+        enum Next {
+            Scan(Arc<HotSlice>),
+            Warm(Arc<Manifest>),
+            Nothing,
+        }
+        let next = self.entry.wait(deadline, |state| {
+            if let Some(hot) = &state.hot {
+                return Some(Next::Scan(hot.clone()));
+            }
+            if state.warming || (state.loading && state.manifest.is_none()) {
+                return None;
+            }
+            Some(match &state.manifest {
+                Some(manifest) => {
+                    state.warming = true;
+                    Next::Warm(manifest.clone())
+                }
+                None => Next::Nothing,
+            })
+        });
+        let hot = match next {
+            None => return Err(LeaseError::Deadline { key: key() }),
+            Some(Next::Nothing) => return Err(LeaseError::NotThere { key: key() }),
+            Some(Next::Scan(hot)) => hot,
+            Some(Next::Warm(manifest)) => {
+                let warmed = warm(&self.core, &manifest, deadline);
+                self.entry.change(|state| {
+                    state.warming = false;
+                    if let Ok(hot) = &warmed {
+                        state.hot = Some(hot.clone());
+                    }
+                });
+                warmed.map_err(|source| LeaseError::Warm { key: key(), source: Box::new(source) })?
+            }
+        };
+        if let Want::Fingerprint(expected) = want
+            && hot.fingerprint != expected
+        {
+            return Err(LeaseError::OtherFingerprint {
+                key: key(),
+                found: hot.fingerprint,
+                expected: Box::new(expected),
+            });
+        }
+        Ok(Lease::new(hot, self.core.scan_threads.clone()))
+    }
+
+    /// Lets the slice's memory go, once the last lease has dropped; its files stay. Says whether it did:
+    /// what is not on the disk yet stays in memory.
+    pub fn evict(&self) -> bool {
+        let hot = self.entry.change(|state| if state.is_durable() { state.hot.take() } else { None });
+        hot.is_some() // Dropped here, outside of the lock: unmapping takes a while.
+    }
+
+    /// Lets memory and files go. Says whether there was something.
+    ///
+    /// # Errors
+    /// The disk refused. What is still named by a manifest is found again at the next start.
+    pub fn flush(&self) -> Result<bool, DiskError> {
+        let taken = self.entry.wait(None, |state| {
+            let busy = state.loading || state.committing || state.warming;
+            (!busy).then(|| (state.hot.take(), state.manifest.take()))
+        });
+        let (hot, manifest) = taken.expect("without a deadline the answer comes");
+        if let Some(manifest) = &manifest {
+            remove_slice(&self.core.spindles, manifest, true)?;
+        }
+        Ok(hot.is_some() || manifest.is_some())
+    }
+}
+
+fn status(entry: &Entry) -> SnapStatus {
+    let state = entry.lock();
+    let sum = |of: fn(&RegionRecord) -> u64| {
+        state.manifest.as_ref().map_or(0, |manifest| manifest.regions.iter().map(of).sum())
+    };
+    SnapStatus {
+        key: entry.key.clone(),
+        state: state.snap_state(),
+        durable: state.is_durable(),
+        fingerprint: state
+            .hot
+            .as_ref()
+            .map(|hot| hot.fingerprint)
+            .or(state.manifest.as_ref().map(|manifest| manifest.fingerprint)),
+        blob_count: sum(|region| region.blob_count),
+        blob_bytes: sum(|region| region.blob_bytes),
+        file_bytes: sum(|region| region.file_bytes),
+    }
+}
+
+/// A commit that is under way on its own thread.
+pub(crate) struct Committing {
+    result: Receiver<Result<(), CommitError>>,
+}
+
+impl Committing {
+    pub(crate) fn wait(self) -> Result<(), CommitError> {
+        self.result.recv().unwrap_or(Err(CommitError::Closed))
+    }
+}
+
+impl CacheCore {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the builder")]
+    pub(crate) fn new(
+        spindles: Vec<Arc<Spindle>>,
+        memory: u64,
+        buffers: u64,
+        piece_bytes: usize,
+        scan_threads: Arc<ScanThreads>,
+        epoch: u64,
+        slices: BTreeMap<Key, Manifest>,
+        next_load: u64,
+        recovery: RecoveryReport,
+    ) -> CacheCore {
+        let entry = |(key, manifest): (Key, Manifest)| {
+            (key.clone(), Arc::new(Entry::new(key, Some(Arc::new(manifest)))))
+        };
+        let pieces = buffers / 2;
+        let budget = MemoryBudget::new(memory - pieces, buffers - pieces);
+        CacheCore {
+            spindles,
+            pieces: MemoryBudget::new(pieces, pieces),
+            piece_bytes,
+            image_bytes_max: budget.counts().residence_max as usize,
+            budget,
+            regions_default: scan_threads.count() as u32,
+            scan_threads,
+            entries: Mutex::new(slices.into_iter().map(entry).collect()),
+            epoch,
+            next_load: AtomicU64::new(next_load),
+            next_lane: AtomicU64::new(0),
+            commits: Mutex::new(Vec::new()),
+            recovery,
+        }
+    }
+
+    pub(crate) fn next_lane(&self) -> Lane {
+        Lane(self.next_lane.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Brings a sealed slice to the disk, on a thread of its own: it waits for disks, and disks may hang.
+    pub(crate) fn start_commit(
+        self: &Arc<Self>,
+        entry: Arc<Entry>,
+        fingerprint: Fingerprint,
+        region_count: u32,
+        folders: LoadFolders,
+        built: Vec<BuiltRegion>,
+        hot: Option<Arc<HotSlice>>,
+    ) -> Committing {
+        entry.change(|state| {
+            state.loading = false;
+            state.committing = true;
+        });
+        let commit = Commit { key: entry.key.clone(), fingerprint, region_count, folders, built, hot };
+        let (tell, result) = bounded(1);
+        let core = self.clone();
+        let run = move || {
+            let committed = commit.run(&core.spindles);
+            let ended = core.end_commit(&entry, committed);
+            // Before it is told: who was told may drop the cache, and open its folders again.
+            drop(core);
+            let _ = tell.send(ended);
+        };
+        let thread = std::thread::Builder::new().name("pelton-commit".to_owned()).spawn(run);
+        // Without a thread the closure is dropped, and with it `tell`: waiting says `Closed`.
+        if let Ok(thread) = thread {
+            let mut commits = self.lock_commits();
+            commits.retain(|commit| !commit.is_finished());
+            commits.push(thread);
+        }
+        Committing { result }
+    }
+
+    fn end_commit(&self, entry: &Entry, committed: Result<Manifest, CommitError>) -> Result<(), CommitError> {
+        let (result, before) = match committed {
+            Ok(manifest) => {
+                let before = entry.change(|state| {
+                    state.committing = false;
+                    state.manifest.replace(Arc::new(manifest))
+                });
+                (Ok(()), before)
+            }
+            Err(error) => {
+                entry.change(|state| state.committing = false);
+                (Err(error), None)
+            }
+        };
+        if let Some(before) = before {
+            // The new manifest stands under the same name, unless its home is another spindle.
+            let now = entry.lock().manifest.clone();
+            let same_home = now.is_some_and(|now| now.spindles.first() == before.spindles.first());
+            let _ = remove_slice(&self.spindles, &before, !same_home);
+        }
+        result
+    }
+
+    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_commits(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

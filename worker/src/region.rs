@@ -1,0 +1,4 @@
+//! Where a region's bytes lie: images in our own memory, maps of sealed files.
+
+pub(crate) mod arena;
+pub(crate) mod map;

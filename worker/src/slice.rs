@@ -1,0 +1,13 @@
+//! How a slice comes to be: parcels in, dealt blobs, sealed regions out.
+//!
+//! ```text
+//! parcel ─open─▶ blobs ─deal─▶ region under construction ─pieces─▶ impellers
+//!                                        │
+//!                                        └─seal─▶ image: can be scanned now, durable later
+//! ```
+
+pub(crate) mod build;
+pub(crate) mod deal;
+pub(crate) mod parcel;
+pub(crate) mod plan;
+pub(crate) mod writer;

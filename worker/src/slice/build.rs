@@ -1,0 +1,356 @@
+//! One region of a slice while it is written: the encoder, its memory, and the pieces on their way.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use pelton_region_format::{EncodeError, Header, Put, RegionEncoder, RegionSeal, Sealed};
+
+use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
+use crate::region::arena::{FrozenBytes, Image, ImageWriter, PieceBuffer};
+use crate::spindle::engine::{DiskError, IoBytes, Op, Outcome};
+use crate::spindle::file::{FileMode, SpindleFile};
+use crate::spindle::held::Spindle;
+use crate::spindle::impeller::{Completion, Lane, Replies, replies};
+
+/// Why a load can't go on. Whatever it had written is removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum BuildError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Memory(#[from] MemoryRefused),
+    #[error("could not get memory for a region")]
+    Arena(#[source] std::io::Error),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// Where the region goes, and what it may use.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) spindle: Arc<Spindle>,
+    /// In the spindle's folder, and the whole of it.
+    pub(crate) path: String,
+    pub(crate) full_path: PathBuf,
+    pub(crate) lane: Lane,
+    pub(crate) budget: MemoryBudget,
+    pub(crate) piece_bytes: usize,
+    pub(crate) image_bytes_max: usize,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// A region that blobs are put into.
+///
+/// It makes its file with its first blob, so a region without one leaves none.
+pub(crate) struct RegionBuild {
+    site: Site,
+    header: Header,
+    keeps_image: bool,
+    /// What its pieces may use, whoever else wants memory: so every load that is open can end.
+    reserve: Option<MemoryGrant>,
+    begun: Option<Begun>,
+}
+
+/// How many pieces a region without an image has: one is filled while the other is on its way.
+pub(crate) const PIECES_PER_REGION: usize = 2;
+
+struct Begun {
+    encoder: RegionEncoder,
+    memory: PieceMemory,
+    writes: Writes,
+}
+
+/// Where pieces come from.
+enum PieceMemory {
+    /// They are stretches of an image, which stays.
+    Image { image: Box<ImageWriter>, grant: MemoryGrant },
+    /// They are used again and again.
+    Reused { current: Option<PieceBuffer> },
+}
+
+/// A region that is sealed: its bytes are on their way to the disk, or there.
+pub(crate) struct BuiltRegion {
+    pub(crate) site: Site,
+    pub(crate) sealed: Sealed,
+    pub(crate) image: Option<(Image, MemoryGrant)>,
+    pub(crate) writes: Writes,
+    index: u32,
+}
+
+impl BuiltRegion {
+    /// Which region of its slice.
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl RegionBuild {
+    /// `reserve` is what [`PIECES_PER_REGION`] pieces take.
+    pub(crate) fn new(site: Site, header: Header, keeps_image: bool, reserve: MemoryGrant) -> RegionBuild {
+        RegionBuild { site, header, keeps_image, reserve: Some(reserve), begun: None }
+    }
+
+    /// Copies one blob into the region. Waits while memory or the spindle's queue is used up.
+    pub(crate) fn put(&mut self, blob: &[u8]) -> Result<(), BuildError> {
+        if self.begun.is_none() {
+            self.begun = Some(self.begin()?);
+        }
+        let begun = self.begun.as_mut().expect("it was begun just now");
+        loop {
+            let put = begun.encoder.put(blob, begun.memory.piece())?;
+            if put == Put::Done {
+                return Ok(());
+            }
+            begun.memory.advance(&self.site, &mut begun.writes)?;
+        }
+    }
+
+    /// Writes what comes after the last blob. Nothing for a region that never got one.
+    pub(crate) fn seal(mut self) -> Result<Option<BuiltRegion>, BuildError> {
+        let Some(Begun { encoder, mut memory, mut writes }) = self.begun.take() else { return Ok(None) };
+        let mut seal: RegionSeal = encoder.seal(None)?;
+        while seal.fill(memory.piece())? == Put::PieceFull {
+            memory.advance(&self.site, &mut writes)?;
+        }
+        let image = memory.finish(&self.site, &mut writes, seal.piece_used())?;
+        writes.reserve = self.reserve.take();
+        Ok(Some(BuiltRegion {
+            site: self.site.clone(),
+            sealed: seal.sealed(),
+            image,
+            writes,
+            index: self.header.region_index,
+        }))
+    }
+
+    /// The path of its file, if it has one.
+    pub(crate) fn file_path(&self) -> Option<PathBuf> {
+        self.begun.as_ref().map(|_| self.site.full_path.clone())
+    }
+
+    fn begin(&self) -> Result<Begun, BuildError> {
+        let site = &self.site;
+        let encoder = RegionEncoder::v2(&self.header, site.piece_bytes)?;
+        let memory = PieceMemory::begin(site, self.keeps_image)?;
+        let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
+        let file = site.spindle.impellers.run_in(site.lane, create, site.deadline)?.into_file();
+        Ok(Begun { encoder, memory, writes: Writes::new(file) })
+    }
+}
+
+impl PieceMemory {
+    /// As an image if that is wanted and the budget has room now; else through the reserved pieces.
+    fn begin(site: &Site, keeps_image: bool) -> Result<PieceMemory, BuildError> {
+        if keeps_image && let Ok(grant) = site.budget.try_take(MemoryUse::Images, site.piece_bytes as u64) {
+            let image =
+                ImageWriter::new(site.piece_bytes, site.image_bytes_max).map_err(BuildError::Arena)?;
+            return Ok(PieceMemory::Image { image: Box::new(image), grant });
+        }
+        let current = PieceBuffer::new(site.piece_bytes).map_err(BuildError::Arena)?;
+        Ok(PieceMemory::Reused { current: Some(current) })
+    }
+
+    fn piece(&mut self) -> &mut [u8] {
+        match self {
+            PieceMemory::Image { image, .. } => image.piece(),
+            PieceMemory::Reused { current } => current.as_mut().expect("there is always a current piece"),
+        }
+    }
+
+    /// The piece is full: it goes to the disk, and another one comes.
+    fn advance(&mut self, site: &Site, writes: &mut Writes) -> Result<(), BuildError> {
+        match self {
+            PieceMemory::Image { image, grant } => {
+                let Ok(more) = site.budget.try_take(MemoryUse::Images, site.piece_bytes as u64) else {
+                    return self.give_up_image(site, writes);
+                };
+                grant.join(more);
+                let full = image.next_piece().map_err(BuildError::Arena)?;
+                let len = full.len();
+                writes.submit(site, Box::new(full), len)?;
+                // What failed meanwhile does not stop an image: it can be scanned, and written elsewhere.
+                writes.collect_ready();
+            }
+            PieceMemory::Reused { current } => {
+                let full = current.take().expect("there is always a current piece");
+                let len = full.len();
+                writes.submit(site, Box::new(full), len)?;
+                *current = Some(writes.free_piece(site)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The budget does not allow the image to grow: what it has goes to the disk, and its memory back.
+    fn give_up_image(&mut self, site: &Site, writes: &mut Writes) -> Result<(), BuildError> {
+        let next = PieceMemory::begin(site, false)?;
+        let PieceMemory::Image { image, grant } = std::mem::replace(self, next) else {
+            unreachable!("only an image is given up")
+        };
+        let (full, image) = image.seal(site.piece_bytes);
+        let len = full.len();
+        writes.submit(site, Box::new(full), len)?;
+        drop(image);
+        writes.drain(site.deadline)?;
+        drop(grant);
+        Ok(())
+    }
+
+    /// The last piece, of which `used` bytes count.
+    fn finish(
+        self,
+        site: &Site,
+        writes: &mut Writes,
+        used: usize,
+    ) -> Result<Option<(Image, MemoryGrant)>, BuildError> {
+        match self {
+            PieceMemory::Image { image, grant } => {
+                let (last, image) = image.seal(used);
+                writes.submit(site, Box::new(last), used)?;
+                Ok(Some((image, grant)))
+            }
+            PieceMemory::Reused { current } => {
+                let last = current.expect("there is always a current piece");
+                writes.submit(site, Box::new(last), used)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The writes of one region file: what is on its way, what came back, and the first failure.
+pub(crate) struct Writes {
+    pub(crate) file: Arc<SpindleFile>,
+    replies: Replies,
+    completions: Receiver<Completion>,
+    in_flight: usize,
+    offset: u64,
+    pieces: usize,
+    failed: Option<DiskError>,
+    free: Vec<PieceBuffer>,
+    /// What reused pieces take of the budget; given back when nothing is on its way.
+    reserve: Option<MemoryGrant>,
+}
+
+impl Writes {
+    fn new(file: Arc<SpindleFile>) -> Writes {
+        let (replies, completions) = replies();
+        Writes {
+            file,
+            replies,
+            completions,
+            in_flight: 0,
+            offset: 0,
+            pieces: 1,
+            failed: None,
+            free: Vec::new(),
+            reserve: None,
+        }
+    }
+
+    /// Queues the next bytes of the file. Waits while the spindle's queue is full.
+    fn submit(&mut self, site: &Site, bytes: Box<dyn IoBytes>, len: usize) -> Result<(), BuildError> {
+        if len == 0 {
+            return Ok(());
+        }
+        let op = Op::Write { file: self.file.clone(), offset: self.offset, bytes, len };
+        let subject = op.subject();
+        let reply = self.replies.tag(self.offset);
+        if site.spindle.impellers.submit(site.lane, op, reply, site.deadline).is_err() {
+            return Err(subject.late().into());
+        }
+        self.in_flight += 1;
+        self.offset += len as u64;
+        Ok(())
+    }
+
+    fn collect(&mut self, completion: Completion) {
+        self.in_flight -= 1;
+        match completion.result {
+            Ok(Outcome::Written(bytes)) => {
+                if let Ok(piece) = bytes.into_any().downcast::<PieceBuffer>() {
+                    self.free.push(*piece);
+                }
+            }
+            Ok(other) => unreachable!("a write answers with its bytes, not {other:?}"),
+            // The first one says what happened; those after it are the same disk.
+            Err(error) => _ = self.failed.get_or_insert(error),
+        }
+    }
+
+    fn collect_ready(&mut self) {
+        while let Ok(completion) = self.completions.try_recv() {
+            self.collect(completion);
+        }
+    }
+
+    /// A piece to fill: a new one while there may be more, else the next that comes back.
+    fn free_piece(&mut self, site: &Site) -> Result<PieceBuffer, BuildError> {
+        self.collect_ready();
+        loop {
+            if let Some(error) = self.failed.take() {
+                return Err(error.into());
+            }
+            if let Some(piece) = self.free.pop() {
+                return Ok(piece);
+            }
+            if self.pieces < PIECES_PER_REGION {
+                self.pieces += 1;
+                return PieceBuffer::new(site.piece_bytes).map_err(BuildError::Arena);
+            }
+            self.wait_for_one(site.deadline)?;
+        }
+    }
+
+    fn wait_for_one(&mut self, deadline: Option<Instant>) -> Result<(), DiskError> {
+        assert!(self.in_flight > 0, "a piece that is not free is on its way");
+        let completion = match deadline {
+            Some(deadline) => self.completions.recv_deadline(deadline).ok(),
+            None => self.completions.recv().ok(),
+        };
+        match completion {
+            Some(completion) => {
+                self.collect(completion);
+                Ok(())
+            }
+            None => Err(Op::SyncData { file: self.file.clone() }.subject().late()),
+        }
+    }
+
+    /// Waits until nothing is on its way.
+    fn drain(&mut self, deadline: Option<Instant>) -> Result<(), DiskError> {
+        while self.in_flight > 0 {
+            self.wait_for_one(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is on its way, and says whether all went well.
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<(), DiskError> {
+        self.drain(deadline)?;
+        self.free.clear();
+        self.reserve = None;
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts over in another file, from the image: after its spindle has failed.
+    pub(crate) fn again(site: &Site, image: &Image, deadline: Option<Instant>) -> Result<Writes, BuildError> {
+        let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
+        let file = site.spindle.impellers.run_in(site.lane, create, deadline)?.into_file();
+        let mut writes = Writes::new(file);
+        let mut at = 0;
+        while at < image.len() {
+            let len = site.piece_bytes.min(image.len() - at);
+            let stretch: FrozenBytes = image.stretch(at, len);
+            writes.submit(site, Box::new(stretch), len)?;
+            at += len;
+        }
+        Ok(writes)
+    }
+}

@@ -1,0 +1,67 @@
+//! What a loader wants of a load.
+
+use pelton_region_format::{ALIGNMENT_DEFAULT, Fingerprint};
+
+use crate::slice::deal::Deal;
+
+/// When closing a load returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// At once: the slice can be scanned, and goes to the disk meanwhile.
+    #[default]
+    Background,
+    /// When it would survive a power cut.
+    Wait,
+}
+
+/// How a load goes to memory and disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WritePath {
+    /// As images where the memory budget allows, else directly.
+    #[default]
+    Auto,
+    /// The regions stay in memory while they are written, and can be scanned the moment they are sealed.
+    Image,
+    /// A few pieces are used again and again, and no region stays in memory.
+    Direct,
+}
+
+/// What a loader wants of a load.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadPlan {
+    /// What decides the slice's blobs. Part of the slice's identity.
+    pub fingerprint: Fingerprint,
+    /// Over how many regions the blobs are dealt. By default one for each scan thread.
+    pub regions: Option<u32>,
+    /// How they are dealt.
+    pub deal: Deal,
+    /// Every blob begins at a multiple of this.
+    pub alignment: u32,
+    /// When closing returns.
+    pub durability: Durability,
+    /// How the load goes to memory and disk.
+    pub write_path: WritePath,
+    /// About how many bytes of blobs will come. Reserved on the disks before the load begins.
+    pub expected_bytes: Option<u64>,
+    /// How many bytes of blobs may come: the load fails when more do.
+    pub max_bytes: Option<u64>,
+}
+
+impl LoadPlan {
+    /// A plan with nothing but the fingerprint chosen.
+    pub fn new(fingerprint: Fingerprint) -> LoadPlan {
+        LoadPlan {
+            fingerprint,
+            regions: None,
+            deal: Deal::default(),
+            alignment: ALIGNMENT_DEFAULT,
+            durability: Durability::default(),
+            write_path: WritePath::default(),
+            expected_bytes: None,
+            max_bytes: None,
+        }
+    }
+}

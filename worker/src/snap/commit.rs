@@ -1,0 +1,261 @@
+//! Brings a sealed slice to the disk: regions, folders, and last the manifest that makes it exist.
+//!
+//! The order is that of `docs/manifest.md`. Whatever fails before the manifest's rename leaves a slice
+//! that does not exist on disk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pelton_region_format::{Fingerprint, Key};
+
+use crate::region::arena::Image;
+use crate::slice::build::{BuildError, BuiltRegion, Site, Writes};
+use crate::snap::hot::{HotSlice, RegionBytes};
+use crate::snap::manifest::{Manifest, RegionRecord};
+use crate::spindle::engine::{DiskError, EntryKind, Op};
+use crate::spindle::held::Spindle;
+
+/// The folder of manifests on a spindle.
+pub(crate) const MANIFESTS: &str = "manifests";
+/// The folder of load folders on a spindle.
+pub(crate) const LOADS: &str = "loads";
+
+/// Why a slice did not get to the disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// A region could not be written, and there was no other spindle or no image to write it from again.
+    #[error("region {index} could not be written")]
+    Region {
+        /// Which region.
+        index: u32,
+        /// What the disk said.
+        source: DiskError,
+    },
+    /// The regions are on the disk, the manifest is not.
+    #[error("the manifest could not be written")]
+    Manifest {
+        /// What the disk said.
+        source: DiskError,
+    },
+    /// The cache was closed before.
+    #[error("the cache was closed before the slice was on the disk")]
+    Closed,
+}
+
+/// The folders of one load, one on each of its spindles, under a name that is never used twice.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadFolders {
+    name: String,
+    pub(crate) load_number: u64,
+    /// The numbers of the load's spindles; the first is home.
+    spindles: Vec<usize>,
+}
+
+impl LoadFolders {
+    /// Names the folders of a load whose regions are dealt over the spindles from `home` on.
+    pub(crate) fn new(
+        all: &[Arc<Spindle>],
+        epoch: u64,
+        load_number: u64,
+        home: usize,
+        regions: u32,
+    ) -> LoadFolders {
+        let count = all.len().min(regions as usize).max(1);
+        let spindles: Vec<usize> = (0..count).map(|i| (home + i) % all.len()).collect();
+        let name = format!("{epoch}-{load_number}-{}", all[spindles[0]].uuid_text());
+        LoadFolders { name, load_number, spindles }
+    }
+
+    /// Makes the folders.
+    pub(crate) fn create(&self, all: &[Arc<Spindle>]) -> Result<(), DiskError> {
+        for spindle in self.used(all) {
+            spindle.impellers.run(Op::CreateFolder { path: self.folder(spindle) }, None)?;
+        }
+        Ok(())
+    }
+
+    /// The spindle of a region, and its path there.
+    pub(crate) fn place(&self, all: &[Arc<Spindle>], index: u32) -> (Arc<Spindle>, String) {
+        let spindle = all[self.spindles[index as usize % self.spindles.len()]].clone();
+        (spindle, format!("{LOADS}/{}/{index:04}.region", self.name))
+    }
+
+    /// Another place for a region whose spindle has failed, if the load has another spindle.
+    fn other_place(&self, all: &[Arc<Spindle>], site: &Site, index: u32) -> Option<Site> {
+        let spindle = self.used(all).find(|spindle| spindle.uuid != site.spindle.uuid)?.clone();
+        let path = format!("{LOADS}/{}/{index:04}.again.region", self.name);
+        Some(Site { full_path: spindle.folder.join(&path), path, spindle, ..site.clone() })
+    }
+
+    /// Removes the folders and all in them. What can't be removed now, the next start's cleaner removes.
+    pub(crate) fn remove_all(&self, all: &[Arc<Spindle>]) {
+        for spindle in self.used(all) {
+            remove_folder(spindle, self.folder(spindle));
+        }
+    }
+
+    fn used<'a>(&'a self, all: &'a [Arc<Spindle>]) -> impl Iterator<Item = &'a Arc<Spindle>> {
+        self.spindles.iter().map(|&number| &all[number])
+    }
+
+    fn folder(&self, spindle: &Spindle) -> PathBuf {
+        spindle.folder.join(LOADS).join(&self.name)
+    }
+}
+
+/// Removes a folder of region files.
+pub(crate) fn remove_folder(spindle: &Spindle, folder: PathBuf) {
+    let run = |op| spindle.impellers.run(op, None);
+    let Ok(entries) = run(Op::List { path: folder.clone() }) else { return };
+    for entry in entries.into_entries().into_iter().filter(|entry| entry.kind == EntryKind::File) {
+        let _ = run(Op::Unlink { path: folder.join(entry.name) });
+    }
+    let _ = run(Op::RemoveFolder { path: folder });
+}
+
+/// A slice that is to be committed.
+pub(crate) struct Commit {
+    pub(crate) key: Key,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) region_count: u32,
+    pub(crate) folders: LoadFolders,
+    pub(crate) built: Vec<BuiltRegion>,
+    pub(crate) hot: Option<Arc<HotSlice>>,
+}
+
+impl Commit {
+    /// Does it all, and waits for the disks. On an error nothing is left on them.
+    pub(crate) fn run(mut self, all: &[Arc<Spindle>]) -> Result<Manifest, CommitError> {
+        let result = self.write_all(all);
+        if result.is_err() {
+            self.folders.remove_all(all);
+        }
+        result
+    }
+
+    fn write_all(&mut self, all: &[Arc<Spindle>]) -> Result<Manifest, CommitError> {
+        let home = all[self.folders.spindles[0]].clone();
+        let mut spindles = vec![home.uuid];
+        let mut regions = Vec::new();
+        for mut region in std::mem::take(&mut self.built) {
+            let index = region.index();
+            self.make_durable(all, &mut region).map_err(|source| CommitError::Region { index, source })?;
+            let uuid = region.site.spindle.uuid;
+            let spindle = spindles.iter().position(|known| *known == uuid).unwrap_or_else(|| {
+                spindles.push(uuid);
+                spindles.len() - 1
+            });
+            regions.push(RegionRecord {
+                index,
+                spindle: spindle as u32,
+                path: region.site.path.clone(),
+                file_bytes: region.sealed.file_bytes,
+                blob_count: region.sealed.blob_count,
+                blob_bytes: region.sealed.blob_bytes,
+                content_id: *region.sealed.content_id.expect("regions of ours have one").as_bytes(),
+            });
+        }
+        let manifest = Manifest {
+            key: self.key.clone(),
+            fingerprint: self.fingerprint,
+            load_number: self.folders.load_number,
+            region_count: self.region_count,
+            regions,
+            spindles,
+        };
+        self.sync_folders(all)
+            .and_then(|()| write_manifest(&home, &manifest))
+            .map_err(|source| CommitError::Manifest { source })?;
+        Ok(manifest)
+    }
+
+    /// Waits for a region's writes and syncs its file; after a failure once more on another spindle.
+    fn make_durable(&self, all: &[Arc<Spindle>], region: &mut BuiltRegion) -> Result<(), DiskError> {
+        let error = match sync_region(region) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // The first failure is final: this file is never synced again, and never trusted.
+        let _ = region.site.spindle.impellers.run(Op::Unlink { path: region.site.full_path.clone() }, None);
+        let Some(other) = self.folders.other_place(all, &region.site, region.index()) else {
+            return Err(error);
+        };
+        let Some(image) = self.image(region.index()) else { return Err(error) };
+        match Writes::again(&other, image, None) {
+            Ok(writes) => {
+                region.writes = writes;
+                region.site = other;
+                sync_region(region)
+            }
+            Err(BuildError::Disk(error)) => Err(error),
+            Err(_) => Err(error),
+        }
+    }
+
+    fn image(&self, index: u32) -> Option<&Image> {
+        let region = self.hot.as_ref()?.regions.iter().find(|region| region.index == index)?;
+        match &region.bytes {
+            RegionBytes::Image(image) => Some(image),
+            RegionBytes::Map(_) => None,
+        }
+    }
+
+    fn sync_folders(&self, all: &[Arc<Spindle>]) -> Result<(), DiskError> {
+        for spindle in self.folders.used(all) {
+            spindle.impellers.run(Op::SyncFolder { path: self.folders.folder(spindle) }, None)?;
+            spindle.impellers.run(Op::SyncFolder { path: spindle.folder.join(LOADS) }, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn sync_region(region: &mut BuiltRegion) -> Result<(), DiskError> {
+    region.writes.wait(None)?;
+    let file = region.writes.file.clone();
+    region.site.spindle.impellers.run_in(region.site.lane, Op::SyncData { file }, None)?;
+    Ok(())
+}
+
+/// The commit point: after the folder's sync the slice exists, before the rename it does not.
+fn write_manifest(home: &Spindle, manifest: &Manifest) -> Result<(), DiskError> {
+    let folder = home.folder.join(MANIFESTS);
+    let path = folder.join(Manifest::file_name(&manifest.key));
+    let temporary = path.with_extension(format!("{}.tmp", manifest.load_number));
+    home.impellers.run(Op::WriteSmall { path: temporary.clone(), bytes: manifest.encode() }, None)?;
+    let publish = || {
+        home.impellers.run(Op::Rename { from: temporary.clone(), to: path.clone() }, None)?;
+        home.impellers.run(Op::SyncFolder { path: folder }, None)
+    };
+    if let Err(error) = publish() {
+        // Nobody knows whether the new name is on the disk. What it names goes, so it must not stay.
+        let _ = home.impellers.run(Op::Unlink { path: temporary }, None);
+        let _ = home.impellers.run(Op::Unlink { path }, None);
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Takes a slice off the disks: first it ceases to exist, then its files go.
+pub(crate) fn remove_slice(
+    all: &[Arc<Spindle>],
+    manifest: &Manifest,
+    unlink_manifest: bool,
+) -> Result<(), DiskError> {
+    let find = |uuid| all.iter().find(|spindle| spindle.uuid == uuid);
+    if unlink_manifest && let Some(home) = manifest.spindles.first().and_then(|uuid| find(*uuid)) {
+        let folder = home.folder.join(MANIFESTS);
+        home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, None)?;
+        home.impellers.run(Op::SyncFolder { path: folder }, None)?;
+    }
+    for region in &manifest.regions {
+        let Some(spindle) = find(manifest.spindles[region.spindle as usize]) else { continue };
+        let path = spindle.folder.join(&region.path);
+        spindle.impellers.run(Op::Unlink { path: path.clone() }, None)?;
+        if let Some(folder) = path.parent() {
+            // Goes only when its last region has gone.
+            let _ = spindle.impellers.run(Op::RemoveFolder { path: folder.to_owned() }, None);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! What the cache knows of one key: loading, in memory, on disk, or nothing.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use pelton_region_format::Key;
+
+use crate::snap::hot::HotSlice;
+use crate::snap::manifest::Manifest;
+
+/// One key's place in the cache.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: Key,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What there is of a slice. Memory and disk change apart: a fresh slice is in memory first.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// A writer is open.
+    pub(crate) loading: bool,
+    /// A sealed slice is on its way to the disk.
+    pub(crate) committing: bool,
+    /// Somebody brings the files into memory.
+    pub(crate) warming: bool,
+    /// The slice in memory.
+    pub(crate) hot: Option<Arc<HotSlice>>,
+    /// The slice on disk.
+    pub(crate) manifest: Option<Arc<Manifest>>,
+}
+
+/// What a snap is, in the words that users know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SnapState {
+    /// Nothing is known but the name.
+    Cold,
+    /// A load is under way.
+    Loading,
+    /// Only files.
+    Warm,
+    /// In memory, can be scanned.
+    Hot,
+    /// Loaded, and without any blob.
+    NoData,
+}
+
+impl State {
+    pub(crate) fn snap_state(&self) -> SnapState {
+        match (&self.hot, &self.manifest) {
+            (Some(hot), _) if hot.regions.is_empty() => SnapState::NoData,
+            (Some(_), _) => SnapState::Hot,
+            (None, Some(manifest)) if manifest.regions.is_empty() => SnapState::NoData,
+            (None, _) if self.loading => SnapState::Loading,
+            (None, Some(_)) => SnapState::Warm,
+            (None, None) => SnapState::Cold,
+        }
+    }
+
+    /// Whether what is in memory is on the disk, too.
+    pub(crate) fn is_durable(&self) -> bool {
+        match (&self.hot, &self.manifest) {
+            (Some(hot), Some(manifest)) => hot.load_number == manifest.load_number,
+            (None, manifest) => manifest.is_some(),
+            (Some(_), None) => false,
+        }
+    }
+}
+
+impl Entry {
+    pub(crate) fn new(key: Key, manifest: Option<Arc<Manifest>>) -> Entry {
+        let state = State { manifest, ..State::default() };
+        Entry { key, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// The state, for a look or a short change.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes all who wait for it.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits until the state satisfies the caller, who may answer with something; nothing at the deadline.
+    pub(crate) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut satisfied: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut state = self.lock();
+        loop {
+            if let Some(answer) = satisfied(&mut state) {
+                return Some(answer);
+            }
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => return None,
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// The load is over and left nothing; what was there before stays.
+    pub(crate) fn load_failed(&self) {
+        self.change(|state| state.loading = false);
+    }
+}
