@@ -1,5 +1,6 @@
 //! Why a command ends early, and the one line that says so.
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 
@@ -28,12 +29,27 @@ pub(crate) enum Failure {
         /// What is wrong, where, and what to do next.
         message: String,
     },
+    /// The cache could not do it. Say it with all its causes in one line: exit code 1.
+    #[error("{0}")]
+    Cache(String),
 }
 
 impl Failure {
     /// Anything about a file.
     pub(crate) fn file(path: &Path, message: impl Into<String>) -> Failure {
         Failure::File { subject: shown(path), message: message.into() }
+    }
+
+    /// An error and what caused it, down to the first cause.
+    pub(crate) fn cache(error: &dyn Error) -> Failure {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        Failure::Cache(one_line(&text))
     }
 
     /// The system refused. `done` is what was to be done with the file: "read", "written".
@@ -61,15 +77,20 @@ pub(crate) fn with_next(error: &FormatError) -> String {
 
 /// A path as people can read it, on one line whatever it is made of.
 pub(crate) fn shown(path: &Path) -> String {
-    let mut text = String::new();
-    for character in path.to_string_lossy().chars() {
+    one_line(&path.to_string_lossy())
+}
+
+/// A text without anything that would end its line or move the terminal's cursor.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for character in text.chars() {
         if character.is_control() {
-            text.extend(character.escape_default());
+            line.extend(character.escape_default());
         } else {
-            text.push(character);
+            line.push(character);
         }
     }
-    text
+    line
 }
 
 /// What the system said, without its number.
@@ -97,6 +118,15 @@ mod tests {
     fn a_failure_is_one_line_whatever_the_file_is_called() {
         let failure = Failure::file(Path::new("a\nb\x1b[31m"), "is odd");
         assert_eq!(failure.to_string(), "a\\nb\\u{1b}[31m: is odd");
+    }
+
+    #[test]
+    fn a_cache_error_is_told_with_its_causes() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the load failed")]
+        struct Outer(#[source] io::Error);
+        let error = Outer(io::Error::other("the disk\nis gone"));
+        assert_eq!(Failure::cache(&error).to_string(), "the load failed: the disk\\nis gone");
     }
 
     #[test]

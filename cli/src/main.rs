@@ -2,18 +2,22 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `region/`.
+//! commands do stands in `load.rs`, `scan.rs` and `region/`.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod failure;
 mod file_kind;
 mod input;
+mod load;
 mod output;
 mod progress;
 mod region;
+mod scan;
 mod spool;
 mod stdout;
 mod units;
+mod usage;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -22,7 +26,7 @@ use clap::{Parser, Subcommand};
 
 use failure::Failure;
 
-/// Works with Pelton's files from the command line.
+/// Keeps datasets where every core can scan them, and works with their files.
 #[derive(Parser)]
 #[command(name = "pelton", version, max_term_width = 100)]
 struct Cli {
@@ -32,6 +36,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Loads blobs into slices of the cache
+    Load(load::Load),
+    /// Scans slices of the cache where they lie
+    Scan(scan::Scan),
     /// Looks at region files, checks them, converts them and makes them
     #[command(subcommand)]
     Region(region::Command),
@@ -39,6 +47,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let run = Cli::try_parse().map_err(Failure::Usage).and_then(|cli| match cli.command {
+        Command::Load(load) => load.run(),
+        Command::Scan(scan) => scan.run(),
         Command::Region(command) => command.run(),
     });
     // Where nobody listens to messages either, nothing is left to do about it.
@@ -50,7 +60,7 @@ fn main() -> ExitCode {
             let _ = error.print();
             ExitCode::from(error.exit_code() as u8)
         }
-        Err(failure @ Failure::File { .. }) => {
+        Err(failure @ (Failure::File { .. } | Failure::Cache(_))) => {
             say(&failure);
             ExitCode::FAILURE
         }

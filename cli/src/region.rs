@@ -11,10 +11,12 @@ mod labels;
 mod pack;
 mod verify;
 
+pub(crate) use labels::alignment;
+
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use clap::{CommandFactory, Subcommand, ValueEnum};
+use clap::{Subcommand, ValueEnum};
 
 use crate::failure::Failure;
 
@@ -67,9 +69,5 @@ fn file_name() -> impl TypedValueParser<Value = PathBuf> {
 
 /// Says that the options of a command make no sense together, as clap would.
 fn usage(command: &str, message: String) -> Failure {
-    let mut root = crate::Cli::command();
-    root.build();
-    let command = root.find_subcommand_mut("region").and_then(|region| region.find_subcommand_mut(command));
-    let command = command.expect("the command is running, so it exists");
-    Failure::Usage(command.error(clap::error::ErrorKind::ArgumentConflict, message))
+    crate::usage::usage(&["region", command], message)
 }

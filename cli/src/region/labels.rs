@@ -105,7 +105,8 @@ fn read_metadata(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(metadata)
 }
 
-fn alignment(text: &str) -> Result<u32, String> {
+/// Reads where blobs may begin.
+pub(crate) fn alignment(text: &str) -> Result<u32, String> {
     power_in(text, ALIGNMENT_MIN, ALIGNMENT_MAX)
 }
 

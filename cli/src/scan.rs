@@ -1,0 +1,159 @@
+//! `pelton scan`: slices of the cache, read where they lie.
+
+mod op;
+mod target;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use pelton::{Cache, SnapStatus, Want};
+use serde::Serialize;
+
+use crate::cache::CacheOptions;
+use crate::failure::{Failure, shown};
+use crate::stdout::Stdout;
+use crate::units::{Size, count, grouped};
+use op::{Op, Tally};
+use target::Target;
+
+/// How long a slice that is not in memory may take to come there, with what its bytes add at the rate of a
+/// slow disk. Without an end, a slice larger than the memory would be waited for forever.
+const WARM_TIME_MIN: Duration = Duration::from_secs(10);
+const WARM_BYTES_PER_SECOND: u64 = 32 << 20;
+
+/// The command line of `scan`.
+#[derive(Args)]
+pub(crate) struct Scan {
+    /// What to scan, as domain/view@clock#slice; without a slice all of them, without a clock the newest
+    key: Target,
+    /// What to find out: count, bytes, crc32c, or grep:TEXT
+    #[arg(long, default_value = "count")]
+    op: Op,
+    /// How many threads scan [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    #[command(flatten)]
+    cache: CacheOptions,
+    /// One line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Scan {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        // A cache would make them, and then there would be nothing in them.
+        if let Some(missing) = self.cache.spindles.iter().find(|spindle| !spindle.exists()) {
+            return Err(Failure::file(missing, "there is no such spindle; load something first"));
+        }
+        let cache = self.cache.open(|builder| match self.threads {
+            Some(count) => builder.scan_threads(count.into()),
+            None => builder,
+        })?;
+        let found = self.key.newest(cache.search(self.key.pattern()));
+        if found.is_empty() {
+            let spindles: Vec<String> = self.cache.spindles.iter().map(|path| shown(path)).collect();
+            let (key, spindles) = (&self.key, spindles.join(", "));
+            return Err(Failure::Cache(format!("{key} is not in the cache at {spindles}")));
+        }
+        let mut outcome = Outcome::new(&self.op, &found);
+        for status in &found {
+            self.scan(&cache, status, &mut outcome)?;
+        }
+        let mut stdout = Stdout::open()?;
+        match self.json {
+            true => stdout.line(serde_json::to_string(&outcome).expect("it has nothing that JSON lacks"))?,
+            false => stdout.line(&outcome)?,
+        }
+        stdout.flush()
+    }
+
+    fn scan(&self, cache: &Cache, status: &SnapStatus, outcome: &mut Outcome) -> Result<(), Failure> {
+        let snap = cache.snap(&status.key);
+        let wait = WARM_TIME_MIN + Duration::from_secs(status.file_bytes / WARM_BYTES_PER_SECOND);
+        let lease =
+            snap.lease(Want::Latest, Some(Instant::now() + wait)).map_err(|error| Failure::cache(&error))?;
+        let op = self.op.clone();
+        let (tally, report) = lease
+            .scan_reported(move |blobs, tally: &mut Tally| op.fold(blobs, tally), Tally::merge)
+            .map_err(|error| Failure::cache(&error))?;
+        outcome.add(&tally, report.region_bytes, report.wall, report.threads);
+        // The next slice may need the memory.
+        drop(lease);
+        snap.evict();
+        Ok(())
+    }
+}
+
+/// What a scan found, and how it went.
+#[derive(Serialize)]
+struct Outcome {
+    key: String,
+    slices: usize,
+    count: u64,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crc32c: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matches: Option<u64>,
+    report: Report,
+}
+
+/// How the scan went, all slices together.
+#[derive(Default, Serialize)]
+struct Report {
+    region_bytes: u64,
+    wall_seconds: f64,
+    threads: usize,
+}
+
+impl Outcome {
+    fn new(op: &Op, found: &[SnapStatus]) -> Outcome {
+        let key = match found {
+            [one] => one.key.to_string(),
+            many => {
+                let key = &many[0].key;
+                format!("{}/{}@{}", key.domain(), key.view(), key.clock())
+            }
+        };
+        Outcome {
+            key,
+            slices: found.len(),
+            count: 0,
+            bytes: 0,
+            crc32c: matches!(op, Op::Crc32c).then_some(0),
+            matches: matches!(op, Op::Grep(_)).then_some(0),
+            report: Report::default(),
+        }
+    }
+
+    fn add(&mut self, tally: &Tally, region_bytes: u64, wall: Duration, threads: usize) {
+        self.count += tally.count;
+        self.bytes += tally.bytes;
+        if let Some(crc32c) = &mut self.crc32c {
+            *crc32c = crc32c.wrapping_add(tally.crc32c);
+        }
+        if let Some(matches) = &mut self.matches {
+            *matches += tally.matches;
+        }
+        self.report.region_bytes += region_bytes;
+        self.report.wall_seconds += wall.as_secs_f64();
+        self.report.threads = self.report.threads.max(threads);
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slices = count(self.slices as u64, "slice");
+        write!(f, "{}: {slices}, {}, {}", self.key, count(self.count, "blob"), Size(self.bytes))?;
+        if let Some(crc32c) = self.crc32c {
+            write!(f, ", crc32c {crc32c}")?;
+        }
+        if let Some(matches) = self.matches {
+            write!(f, ", {} with the text", grouped(matches))?;
+        }
+        let Report { region_bytes, wall_seconds, threads } = self.report;
+        let (regions, wall) = (Size(region_bytes), Duration::from_secs_f64(wall_seconds));
+        write!(f, "; scanned {regions} of regions in {wall:.1?} on {}", count(threads as u64, "thread"))
+    }
+}
