@@ -14,9 +14,6 @@ use crate::spindle::held::{Spindle, SpindlePlan};
 use crate::spindle::identity::NetworkFolders;
 
 /// Sets up a cache. Everything but the spindles has a default that fits the machine.
-///
-/// What can be set and what it may be is told by [`Config`]; one that was read from a file becomes a builder by
-/// `CacheBuilder::from`.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct CacheBuilder {
