@@ -6,7 +6,7 @@ use clap::Args;
 use pelton::{Cache, CacheBuilder};
 
 use crate::failure::Failure;
-use crate::units::parse_size;
+use pelton::units::parse_size;
 
 /// The options that say which cache it is.
 #[derive(Args)]

@@ -24,10 +24,10 @@ use crate::failure::{Failure, shown};
 use crate::progress::Progress;
 use crate::region::alignment;
 use crate::stdout::Stdout;
-use crate::units::{Size, count};
 use crate::usage::usage;
 use format::Format;
 use input::Input;
+use pelton::units::{Size, count};
 use slices::OpenSlices;
 use target::Target;
 

@@ -16,7 +16,6 @@ mod region;
 mod scan;
 mod spool;
 mod stdout;
-mod units;
 mod usage;
 
 use std::io::{self, Write};

@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::cache::CacheOptions;
 use crate::failure::{Failure, shown};
 use crate::stdout::Stdout;
-use crate::units::{Size, count, grouped};
 use op::{Op, Tally};
+use pelton::units::{Size, count, grouped};
 use target::Target;
 
 /// How long a slice that is not in memory may take to come there, with what its bytes add at the rate of a

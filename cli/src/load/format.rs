@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::input::RegionInput;
 use crate::load::input::Input;
 use crate::progress::Progress;
-use crate::units::{count, grouped};
+use pelton::units::{count, grouped};
 
 /// What one read takes.
 const BUFFER_BYTES: usize = 1 << 20;

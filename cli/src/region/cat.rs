@@ -10,7 +10,7 @@ use crate::input::RegionInput;
 use crate::progress::Progress;
 use crate::region::{Format, file_name};
 use crate::stdout::Stdout;
-use crate::units::{count, grouped};
+use pelton::units::{count, grouped};
 
 /// The command line of `cat`.
 #[derive(Args)]

@@ -13,7 +13,7 @@ use crate::region::draft::RegionDraft;
 use crate::region::labels::Labels;
 use crate::region::{file_name, usage};
 use crate::stdout::Stdout;
-use crate::units::{Size, count, grouped};
+use pelton::units::{Size, count, grouped};
 
 /// The command line of `convert`.
 #[derive(Args)]

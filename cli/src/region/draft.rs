@@ -6,7 +6,7 @@ use pelton::{EncodeError, Fingerprint, Header, PIECE_BYTES_STEP, Put, RegionEnco
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::units::{Size, count};
+use pelton::units::{Size, count};
 
 /// What one write takes.
 const PIECE_BYTES: usize = 2 * PIECE_BYTES_STEP;

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::region::file_name;
 use crate::region::json::{FileName, hex};
 use crate::stdout::Stdout;
-use crate::units::{Exact, count, grouped, power_of_two};
+use pelton::units::{Exact, Unrounded, count, grouped};
 
 /// The longest bar of the histogram: what 80 columns leave.
 const BAR_COLUMNS: u64 = 36;
@@ -239,10 +239,10 @@ impl About {
         text.field("written by", if header.writer.is_empty() { "not told" } else { &header.writer });
         text.field("alignment", Exact(header.alignment.into()));
         let blocks = count(trailer.blocks, "block");
-        text.field("checksums", format_args!("{blocks} of {}", power_of_two(header.block_bytes.into())));
+        text.field("checksums", format_args!("{blocks} of {}", Unrounded(header.block_bytes.into())));
         match &self.index {
             Some(AboutIndex { stride, entries }) => {
-                let stride = power_of_two((*stride).into());
+                let stride = Unrounded((*stride).into());
                 text.field("index", format_args!("every {stride}: {} of the blobs", grouped(*entries)));
             }
             None => text.field("index", "none"),
@@ -344,7 +344,7 @@ impl Text {
             // In 128 bits: a region may count anything. What is there at all is seen.
             let columns = (u128::from(blobs) * u128::from(BAR_COLUMNS)).div_ceil(u128::from(most)) as usize;
             let bar = "#".repeat(columns);
-            let (from, to) = (power_of_two(from.into()), power_of_two(u64::from(to) + 1));
+            let (from, to) = (Unrounded(from.into()), Unrounded(u64::from(to) + 1));
             self.line(
                 format_args!("  {from:>10} {to:>15} {:>12} {bar}", grouped(blobs)).to_string().trim_end(),
             );

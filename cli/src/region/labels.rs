@@ -13,7 +13,7 @@ use pelton::{
 use crate::failure::Failure;
 use crate::file_kind::other_kind;
 use crate::region::file_name;
-use crate::units::{parse_size, power_of_two};
+use pelton::units::{Unrounded, parse_size};
 
 /// Who wrote a file, as the header has it: 16 bytes.
 const WRITER: &str = concat!("pelton ", env!("CARGO_PKG_VERSION"));
@@ -99,7 +99,7 @@ fn read_metadata(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut metadata = Vec::new();
     file.take(METADATA_BYTES_MAX as u64 + 1).read_to_end(&mut metadata).map_err(failure)?;
     if metadata.len() > METADATA_BYTES_MAX {
-        let most = power_of_two(METADATA_BYTES_MAX as u64);
+        let most = Unrounded(METADATA_BYTES_MAX as u64);
         return Err(Failure::file(path, format!("is too large: a region keeps at most {most} of metadata")));
     }
     Ok(metadata)
@@ -115,20 +115,16 @@ fn block_bytes(text: &str) -> Result<u32, String> {
 }
 
 fn stride(text: &str) -> Result<u32, String> {
-    match u32::try_from(parse_size(text)?) {
+    match u32::try_from(parse_size(text).map_err(|error| error.to_string())?) {
         Ok(0) | Err(_) => Err("expected 1 byte to 4 GiB less one".to_owned()),
         Ok(stride) => Ok(stride),
     }
 }
 
 fn power_in(text: &str, min: u32, max: u32) -> Result<u32, String> {
-    match u32::try_from(parse_size(text)?) {
+    match u32::try_from(parse_size(text).map_err(|error| error.to_string())?) {
         Ok(value) if value.is_power_of_two() && (min..=max).contains(&value) => Ok(value),
-        _ => Err(format!(
-            "expected a power of two, {} to {}",
-            power_of_two(min.into()),
-            power_of_two(max.into())
-        )),
+        _ => Err(format!("expected a power of two, {} to {}", Unrounded(min.into()), Unrounded(max.into()))),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::region::labels::Labels;
 use crate::region::{Format, file_name};
 use crate::spool::Spool;
 use crate::stdout::Stdout;
-use crate::units::{count, grouped};
+use pelton::units::{count, grouped};
 
 /// What one read takes.
 const CHUNK_BYTES: usize = 2 << 20;

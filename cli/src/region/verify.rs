@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::region::file_name;
 use crate::region::json::FileName;
 use crate::stdout::Stdout;
-use crate::units::{Size, count, grouped};
+use pelton::units::{Size, count, grouped};
 
 /// How many damaged blocks are listed. More of them say nothing new.
 const LISTED_MAX: usize = 20;
