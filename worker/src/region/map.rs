@@ -12,7 +12,8 @@ const POPULATE_STEP_BYTES: usize = 8 << 20;
 /// A region file whose bytes no longer change.
 ///
 /// Only [`committed`](SealedFile::committed) makes one, so holding one is the proof that mapping it is
-/// sound: the caller has read its trailer, and nobody ever writes or truncates a file that has one.
+/// sound: a manifest names the file, which is written after the file's last byte and sync, and nobody ever
+/// writes or truncates a file after that.
 #[derive(Debug)]
 pub(crate) struct SealedFile {
     file: File,

@@ -22,7 +22,8 @@ pub enum WritePath {
     /// As images where the memory budget allows, else directly.
     #[default]
     Auto,
-    /// The regions stay in memory while they are written, and can be scanned the moment they are sealed.
+    /// The regions stay in memory while they are written, and can be scanned the moment they are sealed. One
+    /// that the memory budget has no room for goes directly all the same.
     Image,
     /// A few pieces are used again and again, and no region stays in memory.
     Direct,
@@ -44,7 +45,8 @@ pub struct LoadPlan {
     pub durability: Durability,
     /// How the load goes to memory and disk.
     pub write_path: WritePath,
-    /// About how many bytes of blobs will come. Reserved on the disks before the load begins.
+    /// About how many bytes of blobs will come. By it `WritePath::Auto` decides whether to begin with images;
+    /// no disk space is reserved yet.
     pub expected_bytes: Option<u64>,
     /// How many bytes of blobs may come: the load fails when more do.
     pub max_bytes: Option<u64>,
