@@ -7,12 +7,15 @@ use crate::limits::BLOB_BYTES_MAX;
 /// Walks blobs in order, in place: no copy, no allocation, the same for both versions.
 ///
 /// It trusts no length. Once it has met damage it stays there: every further call says the same.
+///
+/// Where bytes are still on their way, a [`limit`](BlobCursor::limit) keeps it before those that are not there.
 #[derive(Clone, Debug)]
 pub struct BlobCursor<'a> {
     bytes: &'a [u8],
     /// Where the next blob begins, if there is one.
     next_first: usize,
-    end: usize,
+    /// The span's end, or the limit before it: the one comparison of the hot path serves both.
+    edge: usize,
     alignment_mask: usize,
     next_number: u64,
     /// The length of the blob before: see [`BlobCursor::predicted`].
@@ -26,7 +29,7 @@ impl<'a> BlobCursor<'a> {
         BlobCursor {
             bytes,
             next_first: span.start as usize,
-            end: span.end as usize,
+            edge: span.end as usize,
             alignment_mask: span.alignment as usize - 1,
             next_number: span.first_number,
             guess: 0,
@@ -34,7 +37,7 @@ impl<'a> BlobCursor<'a> {
         }
     }
 
-    /// The next blob, or nothing after the last one.
+    /// The next blob, or nothing after the last one; nothing, too, at a [`limit`](BlobCursor::limit).
     ///
     /// # Errors
     /// [`FormatError::Damaged`] if a length does not fit, or if the blobs are not as many as were told.
@@ -42,18 +45,18 @@ impl<'a> BlobCursor<'a> {
     #[allow(clippy::should_implement_trait, reason = "errors come out by `?`, as from a lending iterator")]
     pub fn next(&mut self) -> Result<Option<&'a [u8]>, FormatError> {
         let first = self.next_first;
-        if first >= self.end {
+        if first >= self.edge {
             return self.finish();
         }
         // The next length (or the end mark) stands between this blob and the span's end.
-        let Some(room) = (self.end - first).checked_sub(LENGTH_BYTES as usize) else {
-            return Err(self.cut_length());
+        let Some(room) = (self.edge - first).checked_sub(LENGTH_BYTES as usize) else {
+            return self.at_edge(0);
         };
         let Some((before, rest)) = self.bytes.split_at_checked(first) else { return Err(self.cut_length()) };
         let Some(length) = before.last_chunk() else { return Err(self.cut_length()) };
         let len = u32::from_le_bytes(*length);
         if len as usize > room.min(BLOB_BYTES_MAX as usize) {
-            return Err(bad_length(self.next_number, first as u64, len, room as u64));
+            return self.at_edge(len);
         }
         let len = self.predicted(len as usize);
         let Some(blob) = rest.get(..len) else {
@@ -85,6 +88,31 @@ impl<'a> BlobCursor<'a> {
         }
     }
 
+    /// Reads nothing at or behind this file offset from now on, until the next call moves the limit or, with
+    /// `u64::MAX`, lifts it.
+    ///
+    /// A cursor stops early rather than late: up to [`wanted`](BlobCursor::wanted) it hands out at least one more
+    /// blob.
+    pub fn limit(&mut self, offset: u64) {
+        self.edge = offset.min(self.span.end) as usize;
+    }
+
+    /// The least limit at which it hands out one more blob, or says that there is none; it may take two steps to
+    /// get there, the second one when the blob's length could be read. Nothing if it is no limit that holds it back.
+    pub fn wanted(&self) -> Option<u64> {
+        let (first, end) = (self.next_first as u64, self.span.end);
+        if first >= end || self.edge as u64 >= end {
+            return None;
+        }
+        if self.next_first >= self.edge {
+            return Some(first + 1);
+        }
+        let length = self.bytes.get(..self.next_first)?.last_chunk()?;
+        let len = u64::from(u32::from_le_bytes(*length));
+        // What stands behind the blob is looked at with it. A length that is damaged leads past the end.
+        Some((first + len + LENGTH_BYTES).min(end).max(self.edge as u64 + 1))
+    }
+
     /// The number of the blob that comes next.
     pub fn next_number(&self) -> u64 {
         self.next_number
@@ -98,8 +126,23 @@ impl<'a> BlobCursor<'a> {
 
     #[cold]
     fn finish(&self) -> Result<Option<&'a [u8]>, FormatError> {
+        if (self.next_first as u64) < self.span.end && (self.edge as u64) < self.span.end {
+            return Ok(None); // Only the limit.
+        }
         check_span_end(&self.span, self.next_first as u64, self.next_number)?;
         Ok(None)
+    }
+
+    /// A blob that begins before the edge has no room there.
+    #[cold]
+    fn at_edge(&self, len: u32) -> Result<Option<&'a [u8]>, FormatError> {
+        if (self.edge as u64) < self.span.end && len <= BLOB_BYTES_MAX {
+            return Ok(None); // It may have room behind the limit.
+        }
+        match (self.span.end - self.next_first as u64).checked_sub(LENGTH_BYTES) {
+            Some(room) => Err(bad_length(self.next_number, self.next_first as u64, len, room)),
+            None => Err(self.cut_length()),
+        }
     }
 
     /// Only version 1 comes here: version 2 ends at a multiple of the alignment.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U32;
 
-use crate::body::{BODY_START, Span, first_after};
+use crate::body::{BODY_START, LENGTH_BYTES, Span, first_after};
 use crate::checksum::{crc32c, crc32c_from_memory};
 use crate::error::{FormatError, Place, Value, damaged};
 use crate::header::Header;
@@ -120,6 +120,16 @@ impl<'a> Frame<'a> {
     /// Where a block lies in the file; empty past the last one.
     pub fn block_range(&self, index: u64) -> Range<u64> {
         block_range(index, self.header.block_bytes, self.trailer.body_end)
+    }
+
+    /// The blocks in which this span of the file lies, with the lengths of its blobs.
+    pub fn blocks_of(&self, span: &Span) -> Range<u64> {
+        let block_bytes = u64::from(self.header.block_bytes);
+        let first = span.start.saturating_sub(LENGTH_BYTES).max(BODY_START) / block_bytes;
+        if span.is_empty() {
+            return first..first;
+        }
+        first..(span.end.min(self.trailer.body_end)).div_ceil(block_bytes)
     }
 
     /// Compares the bytes of one block, `block_range(index)` of the file, with its checksum.

@@ -12,11 +12,13 @@
 //!
 //! - To write: [`RegionEncoder`], then [`RegionSeal`].
 //! - To read what lies in memory: [`RegionView`] and its [`BlobCursor`].
-//! - To read a stream, or a file larger than memory: [`Frame`] and [`RegionDecoder`].
+//! - To read a stream, or a file larger than memory: [`Frame`] and [`RegionDecoder`]; or [`Cells`], from buffers of
+//!   the reader's own.
 //! - To name a slice: [`Key`], [`KeyPattern`], [`Fingerprint`].
 #![forbid(unsafe_code)]
 
 mod body;
+mod cells;
 mod checksum;
 mod cursor;
 mod decoder;
@@ -37,6 +39,7 @@ mod view;
 mod walker;
 
 pub use body::Span;
+pub use cells::Cells;
 pub use checksum::{BlockChecksum, Crc32c, crc32c};
 pub use cursor::{BlobCursor, BlobIter};
 pub use decoder::{BlobFragment, RegionDecoder, Verified};

@@ -113,6 +113,54 @@ proptest! {
         prop_assert_eq!(collect(view.part(parts, parts)).unwrap().len(), 0);
         prop_assert_eq!(collect(view.part(0, 0)).unwrap().len(), 0);
 
+        // With limits, as bytes come by: nothing behind a limit is read, so it may hold anything yet.
+        for n in 0..parts {
+            let mut arrived = vec![0xEE; file.len()];
+            let mut limited = Vec::new();
+            let (mut at, mut steps) = (0, chunks.iter().cycle());
+            loop {
+                let limit = (at + steps.next().unwrap()).min(file.len());
+                arrived[at..limit].copy_from_slice(&file[at..limit]);
+                at = limit;
+                // The frame is the whole file's; the body is what has arrived.
+                let body_end = frame.trailer().body_end as usize;
+                let mut bytes = arrived.clone();
+                bytes[..4096].copy_from_slice(&file[..4096]);
+                bytes[body_end..].copy_from_slice(&file[body_end..]);
+                let mut cursor = RegionView::open(&bytes).unwrap().part(n, parts);
+                cursor.limit(limit as u64);
+                limited = collect(cursor.clone()).unwrap();
+                while cursor.next().unwrap().is_some() {}
+                match cursor.wanted() {
+                    Some(wanted) => prop_assert!(wanted > limit as u64, "{} at {}", wanted, limit),
+                    None => break,
+                }
+                if limit == file.len() {
+                    return Err(TestCaseError::fail("all is there and it has not ended"));
+                }
+            }
+            prop_assert_eq!(limited, collect(view.part(n, parts)).unwrap());
+        }
+
+        // By the offsets alone, from the blocks in which each part lies.
+        for n in 0..parts {
+            let span = frame.part(n, parts);
+            let blocks = frame.blocks_of(&span);
+            let held = frame.block_range(blocks.start).start
+                ..frame.block_range(blocks.end.saturating_sub(1).max(blocks.start)).end;
+            let mut cells = Cells::over(span);
+            let mut stepped = Vec::new();
+            let bytes_at = |range: std::ops::Range<u64>| {
+                assert!(held.start <= range.start && range.end <= held.end, "{range:?} in {held:?}");
+                &file[range.start as usize..range.end as usize]
+            };
+            while let Some(length) = cells.length_at().unwrap() {
+                let blob = cells.next(bytes_at(length).try_into().unwrap()).unwrap();
+                stepped.push(bytes_at(blob).to_vec());
+            }
+            prop_assert_eq!(stepped, collect(view.part(n, parts)).unwrap());
+        }
+
         // Around each blob, as `cat --blob` does.
         for number in 0..blobs.len() as u64 {
             let span = frame.around(number).unwrap();
