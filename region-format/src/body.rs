@@ -3,6 +3,8 @@
 //! A cell is padding, a u32 length, and the blob's bytes. The blob's first byte stands at a multiple
 //! of the alignment, its length in the four bytes before. Version 1 is the same with alignment 1.
 
+use std::ops::Range;
+
 use crate::error::{FormatError, Place, Value, damaged};
 use crate::header::Header;
 use crate::limits::{BLOB_BYTES_MAX, FILE_BYTES_MAX, PAGE_BYTES};
@@ -56,6 +58,11 @@ impl Span {
     /// Whether there is no blob in it, as far as the offsets tell.
     pub fn is_empty(&self) -> bool {
         self.start >= self.end
+    }
+
+    /// Where it lies in the file, the first length left out.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end
     }
 
     /// All of a version 1 file. The end is virtual: no length follows the last blob.

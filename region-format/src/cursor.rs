@@ -23,6 +23,14 @@ pub struct BlobCursor<'a> {
     span: Span,
 }
 
+/// No blob at all.
+impl Default for BlobCursor<'_> {
+    fn default() -> Self {
+        let span = Span { first_number: 0, end_number: Some(0), start: 0, end: 0, alignment: 1 };
+        BlobCursor::new(&[], span)
+    }
+}
+
 impl<'a> BlobCursor<'a> {
     /// `bytes` is the whole file, in which the span lies.
     pub(crate) fn new(bytes: &'a [u8], span: Span) -> BlobCursor<'a> {

@@ -116,9 +116,8 @@ proptest! {
         // With limits, as bytes come by: nothing behind a limit is read, so it may hold anything yet.
         for n in 0..parts {
             let mut arrived = vec![0xEE; file.len()];
-            let mut limited = Vec::new();
             let (mut at, mut steps) = (0, chunks.iter().cycle());
-            loop {
+            let limited = loop {
                 let limit = (at + steps.next().unwrap()).min(file.len());
                 arrived[at..limit].copy_from_slice(&file[at..limit]);
                 at = limit;
@@ -129,16 +128,16 @@ proptest! {
                 bytes[body_end..].copy_from_slice(&file[body_end..]);
                 let mut cursor = RegionView::open(&bytes).unwrap().part(n, parts);
                 cursor.limit(limit as u64);
-                limited = collect(cursor.clone()).unwrap();
+                let limited = collect(cursor.clone()).unwrap();
                 while cursor.next().unwrap().is_some() {}
                 match cursor.wanted() {
                     Some(wanted) => prop_assert!(wanted > limit as u64, "{} at {}", wanted, limit),
-                    None => break,
+                    None => break limited,
                 }
                 if limit == file.len() {
                     return Err(TestCaseError::fail("all is there and it has not ended"));
                 }
-            }
+            };
             prop_assert_eq!(limited, collect(view.part(n, parts)).unwrap());
         }
 
