@@ -6,10 +6,10 @@ use std::path::Path;
 use pelton::*;
 
 /// A multiset of blobs, since dealing changes their order.
-type Blobs = BTreeMap<Vec<u8>, usize>;
+type BlobSet = BTreeMap<Vec<u8>, usize>;
 
-fn multiset(blobs: impl IntoIterator<Item = Vec<u8>>) -> Blobs {
-    let mut set = Blobs::new();
+fn multiset(blobs: impl IntoIterator<Item = Vec<u8>>) -> BlobSet {
+    let mut set = BlobSet::new();
     blobs.into_iter().for_each(|blob| *set.entry(blob).or_default() += 1);
     set
 }
@@ -66,8 +66,8 @@ fn load(cache: &Cache, key: &Key, plan: LoadPlan, blobs: &[Vec<u8>], codec: Code
     writer.wait_for_writes().unwrap().close_for_writes().unwrap();
 }
 
-fn scan(lease: &Lease) -> Blobs {
-    let collect = |blobs: &mut BlobCursor<'_>, all: &mut Vec<Vec<u8>>| {
+fn scan(lease: &Lease) -> BlobSet {
+    let collect = |blobs: &mut Blobs<'_>, all: &mut Vec<Vec<u8>>| {
         while let Some(blob) = blobs.next()? {
             all.push(blob.to_vec());
         }
@@ -82,6 +82,9 @@ fn scan(lease: &Lease) -> Blobs {
     let parts: Vec<_> = lease.partitions().flat_map(|partition| partition.fold(collect).unwrap()).collect();
     assert!(multiset(parts) == scanned, "partitions");
     let mut in_place = Vec::new();
+    if lease.is_streamed() {
+        return scanned; // Nothing lies in place.
+    }
     for n in 0..lease.region_count() {
         let region = lease.region(n).unwrap();
         let mut blobs = RegionView::open(&region).unwrap().blobs();
@@ -314,7 +317,7 @@ fn more_than_the_plan_allows_ends_the_load() {
 
 /// Loads larger than the memory budget: as images while they fit, then through reused pieces.
 #[test]
-fn a_load_larger_than_memory_goes_through_and_reads_back_in_part() {
+fn a_load_larger_than_memory_goes_through_and_reads_back() {
     let folder = tempfile::tempdir().unwrap();
     let open = || Cache::builder().memory(64 << 20).spindle(folder.path().join("s")).open().unwrap();
     let key: Key = "test/large@1#0".parse().unwrap();
@@ -330,12 +333,16 @@ fn a_load_larger_than_memory_goes_through_and_reads_back_in_part() {
     sealed.close_for_writes().unwrap();
     let status = cache.snap(&key).status();
     assert_eq!((status.state, status.durable, status.blob_count), (SnapState::Warm, true, 100));
-    // Whole it does not fit the budget: that is said with the numbers.
-    let error = cache.lease(&key, Want::Latest, Some(std::time::Instant::now())).unwrap_err();
+    // Whole it does not fit the budget: in memory it is refused with the numbers, and else it is streamed.
+    let mut memory = LeaseOptions::default();
+    memory.reading = Reading::Memory;
+    let error = cache.lease_with(&key, &memory).unwrap_err();
     assert!(
         matches!(&error, LeaseError::Warm { source, .. } if matches!(**source, WarmError::Memory { .. })),
         "{error:?}"
     );
+    let lease = cache.lease(&key, Want::Latest, None).unwrap();
+    assert!(scan(&lease) == multiset((0..100u8).map(|number| vec![number; 1 << 20])));
     // The files are whole.
     for file in files_below(folder.path()).iter().filter(|path| path.extension().unwrap() == "region") {
         RegionView::open(&std::fs::read(file).unwrap()).unwrap().verify().unwrap();
@@ -354,18 +361,34 @@ fn two_caches_on_one_folder_are_refused_at_once() {
     assert!(open().is_ok(), "it is free again");
 }
 
-/// A slice whose regions fit the memory one by one but not together is refused at once: none of them
-/// waits for the others.
+/// A slice whose regions fit the memory one by one but not together is scanned all the same, at once: none of them
+/// waits for the others, and nothing that is in memory goes.
 #[test]
-fn a_slice_larger_than_memory_is_refused_at_once_when_leased() {
+fn a_slice_larger_than_memory_is_streamed_when_leased() {
     let folder = tempfile::tempdir().unwrap();
     let open = |memory| Cache::builder().memory(memory).spindle(folder.path().join("s")).open().unwrap();
     let key: Key = "test/together@1#0".parse().unwrap();
     let blobs: Vec<Vec<u8>> = (0..80).map(|number| vec![number; 1 << 20]).collect();
     load(&open(1 << 30), &key, plan(1, 4, WritePath::Direct), &blobs, Codec::None);
-    let error = open(64 << 20).lease(&key, Want::Latest, None).unwrap_err();
-    assert!(matches!(&error, LeaseError::Warm { .. }), "{error:?}");
-    assert_eq!(multiset(blobs), scan(&open(1 << 30).lease(&key, Want::Latest, None).unwrap()));
+    let expected = multiset(blobs);
+    {
+        let small = open(64 << 20);
+        let lease = small.lease(&key, Want::Latest, None).unwrap();
+        assert!(lease.is_streamed());
+        assert!(matches!(lease.region(0), Err(RegionError::Streamed { .. })));
+        assert!(scan(&lease) == expected);
+        assert!(scan(&lease) == expected, "and again");
+        assert_eq!(small.snap(&key).status().state, SnapState::Warm);
+        // The files may go: what is leased can be read to the end.
+        small.snap(&key).flush().unwrap();
+        assert_eq!(files_below(folder.path()).len(), 0);
+        assert!(scan(&lease) == expected, "after a flush");
+    }
+    load(&open(1 << 30), &key, plan(2, 4, WritePath::Direct), &sample(50, 12), Codec::None);
+    let large = open(1 << 30);
+    let lease = large.lease(&key, Want::Latest, None).unwrap();
+    assert!(!lease.is_streamed());
+    assert!(scan(&lease) == multiset(sample(50, 12)));
 }
 
 /// Many small loads at once, on a budget that holds the pieces of a few: all of them finish.

@@ -124,7 +124,7 @@ fn an_image_whose_disk_fails_is_written_to_another_spindle() {
     assert_eq!(blobs, 120);
 }
 
-fn count(blobs: &mut BlobCursor<'_>, n: &mut u64) -> Result<(), FormatError> {
+fn count(blobs: &mut Blobs<'_>, n: &mut u64) -> Result<(), FoldError> {
     while let Some(blob) = blobs.next()? {
         assert!(blob.len() == 1 << 20 && blob.iter().all(|&byte| byte == blob[0]));
         *n += 1;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use pelton::{Cache, SnapStatus, Want};
+use pelton::{Cache, ScanOptions, SnapStatus, Want};
 use serde::Serialize;
 
 use crate::cache::CacheOptions;
@@ -18,7 +18,7 @@ use pelton::units::{Size, count, grouped};
 use target::Target;
 
 /// How long a slice that is not in memory may take to come there, with what its bytes add at the rate of a
-/// slow disk. Without an end, a slice larger than the memory would be waited for forever.
+/// slow disk. Without an end, memory that others hold would be waited for forever.
 const WARM_TIME_MIN: Duration = Duration::from_secs(10);
 const WARM_BYTES_PER_SECOND: u64 = 32 << 20;
 
@@ -75,7 +75,11 @@ impl Scan {
             snap.lease(Want::Latest, Some(Instant::now() + wait)).map_err(|error| Failure::cache(&error))?;
         let op = self.op.clone();
         let (tally, report) = lease
-            .scan_reported(move |blobs, tally: &mut Tally| op.fold(blobs, tally), Tally::merge)
+            .scan_with(
+                ScanOptions::default(),
+                move |blobs, tally: &mut Tally| op.fold(blobs, tally),
+                Tally::merge,
+            )
             .map_err(|error| Failure::cache(&error))?;
         outcome.add(&tally, report.region_bytes, report.wall, report.threads);
         // The next slice may need the memory.

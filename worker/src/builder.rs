@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cache::{Cache, CacheCore};
 use crate::config::host::Host;
-use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig};
+use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig, Verify};
 use crate::scan::threads::ScanThreads;
 use crate::snap::recovery::recover;
 use crate::spindle::engine::EngineKind;
@@ -86,6 +86,12 @@ impl CacheBuilder {
         self
     }
 
+    /// When bytes are compared with their checksums. By default whenever they were read from a disk.
+    pub fn verify(mut self, verify: Verify) -> Self {
+        self.config.verify = verify;
+        self
+    }
+
     /// Opens the cache, and finds what earlier ones have left on the spindles.
     ///
     /// # Errors
@@ -99,6 +105,8 @@ impl CacheBuilder {
             spindles,
             settings.memory,
             settings.buffers,
+            settings.streams,
+            settings.verify,
             usize::try_from(settings.piece_bytes).expect("pieces are a few MiB"),
             Arc::new(ScanThreads::new(settings.scan_threads, settings.scan_cores)),
             epoch,

@@ -12,18 +12,20 @@ use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
 use crate::budget::memory::MemoryBudget;
 use crate::builder::CacheBuilder;
-use crate::scan::lease::{Lease, LeaseError};
+use crate::config::Verify;
+use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::threads::ScanThreads;
 use crate::slice::build::BuiltRegion;
 use crate::slice::plan::LoadPlan;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
 use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_slice};
 pub(crate) use crate::snap::entry::Entry;
-use crate::snap::entry::SnapState;
+use crate::snap::entry::{SnapState, State};
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::RecoveryReport;
-use crate::snap::warm::warm;
+use crate::snap::stream::{StreamMemory, open_stream};
+use crate::snap::warm::{WarmError, verify_slice, warm};
 use crate::spindle::engine::DiskError;
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::Lane;
@@ -43,6 +45,9 @@ pub(crate) struct CacheCore {
     pub(crate) budget: MemoryBudget,
     /// For the pieces of open writers: apart, so that parcels and pieces never wait for each other.
     pub(crate) pieces: MemoryBudget,
+    /// For scans that read from the disk.
+    pub(crate) streams: StreamMemory,
+    pub(crate) verify: Verify,
     pub(crate) piece_bytes: usize,
     pub(crate) image_bytes_max: usize,
     pub(crate) regions_default: u32,
@@ -129,6 +134,14 @@ impl Cache {
         self.snap(key).lease(want, deadline)
     }
 
+    /// Takes a lease on a slice whose regions are read as the options say.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
+        self.snap(key).lease_with(options)
+    }
+
     /// What was found on the spindles when the cache was opened.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.core.recovery
@@ -213,57 +226,97 @@ impl Snap {
         })
     }
 
-    /// Takes a lease, and brings the slice into memory if it must.
+    /// Takes a lease, and brings the slice into memory if it must. One that can't fit there is read from the disk by
+    /// each scan.
     ///
     /// # Errors
     /// [`LeaseError`].
     pub fn lease(&self, want: Want, deadline: Option<Instant>) -> Result<Lease, LeaseError> {
-        let key = || self.entry.key.clone();
+        self.lease_with(&LeaseOptions { want, deadline, ..LeaseOptions::default() })
+    }
+
+    /// Takes a lease whose regions are read as the options say.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub fn lease_with(&self, options: &LeaseOptions) -> Result<Lease, LeaseError> {
+        let (key, deadline) = (|| self.entry.key.clone(), options.deadline);
+        let warm_error = |source| LeaseError::Warm { key: key(), source: Box::new(source) };
         enum Next {
             Scan(Arc<HotSlice>),
             Warm(Arc<Manifest>),
+            Stream(Arc<Manifest>),
             Nothing,
         }
-        let next = self.entry.wait(deadline, |state| {
-            if let Some(hot) = &state.hot {
-                return Some(Next::Scan(hot.clone()));
-            }
-            if state.warming || (state.loading && state.manifest.is_none()) {
-                return None;
-            }
-            Some(match &state.manifest {
-                Some(manifest) => {
-                    state.warming = true;
-                    Next::Warm(manifest.clone())
+        loop {
+            let next = self.entry.wait(deadline, |state| {
+                if let Some(manifest) = &state.manifest
+                    && state.is_durable()
+                    && self.core.reads_as_stream(options.reading, manifest, state.hot.is_some())
+                {
+                    return Some(Next::Stream(manifest.clone()));
                 }
-                None => Next::Nothing,
-            })
-        });
-        let hot = match next {
-            None => return Err(LeaseError::Deadline { key: key() }),
-            Some(Next::Nothing) => return Err(LeaseError::NotThere { key: key() }),
-            Some(Next::Scan(hot)) => hot,
-            Some(Next::Warm(manifest)) => {
-                let warmed = warm(&self.core, &manifest, deadline);
-                self.entry.change(|state| {
-                    state.warming = false;
-                    if let Ok(hot) = &warmed {
-                        state.hot = Some(hot.clone());
+                if let Some(hot) = &state.hot {
+                    return Some(Next::Scan(hot.clone()));
+                }
+                if state.warming || (state.loading && state.manifest.is_none()) {
+                    return None;
+                }
+                Some(match &state.manifest {
+                    Some(manifest) => {
+                        state.warming = true;
+                        Next::Warm(manifest.clone())
                     }
-                });
-                warmed.map_err(|source| LeaseError::Warm { key: key(), source: Box::new(source) })?
-            }
-        };
-        if let Want::Fingerprint(expected) = want
-            && hot.fingerprint != expected
-        {
-            return Err(LeaseError::OtherFingerprint {
-                key: key(),
-                found: hot.fingerprint,
-                expected: Box::new(expected),
+                    None => Next::Nothing,
+                })
             });
+            let threads = self.core.scan_threads.clone();
+            let (fingerprint, lease) = match next {
+                None => return Err(LeaseError::Deadline { key: key() }),
+                Some(Next::Nothing) => return Err(LeaseError::NotThere { key: key() }),
+                Some(Next::Scan(hot)) => {
+                    if self.core.verify == Verify::Always {
+                        self.verify_again(&hot, deadline).map_err(warm_error)?;
+                    }
+                    (hot.fingerprint, Lease::in_memory(hot, threads))
+                }
+                Some(Next::Warm(manifest)) => {
+                    let warmed = warm(&self.core, &manifest, deadline);
+                    self.entry.change(|state| {
+                        state.warming = false;
+                        if let Ok(hot) = &warmed {
+                            state.hot = Some(hot.clone());
+                        }
+                    });
+                    let hot = warmed.map_err(warm_error)?;
+                    (hot.fingerprint, Lease::in_memory(hot, threads))
+                }
+                Some(Next::Stream(manifest)) => match open_stream(&self.core, &manifest, deadline) {
+                    Ok(slice) => (slice.fingerprint, Lease::streamed(slice, threads)),
+                    // Flush and reslice do not wait for who opens files: then it is another slice, or none.
+                    Err(_) if !self.entry.lock().is_manifest(&manifest) => continue,
+                    Err(error) => return Err(warm_error(error)),
+                },
+            };
+            return match options.want {
+                Want::Fingerprint(expected) if fingerprint != expected => Err(LeaseError::OtherFingerprint {
+                    key: key(),
+                    found: fingerprint,
+                    expected: Box::new(expected),
+                }),
+                _ => Ok(lease),
+            };
         }
-        Ok(Lease::new(hot, self.core.scan_threads.clone()))
+    }
+
+    /// Compares what is in memory with its checksums. What is damaged there is not leased again.
+    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), WarmError> {
+        verify_slice(hot, self.core.scan_threads.count(), deadline).inspect_err(|error| {
+            if matches!(error, WarmError::Damaged { .. }) {
+                let is_it = |state: &mut State| state.hot.take_if(|other| Arc::ptr_eq(other, hot));
+                drop(self.entry.change(is_it)); // Outside of the lock: unmapping takes a while.
+            }
+        })
     }
 
     /// Lets the slice's memory go, once the last lease has dropped; its files stay. Says whether it did:
@@ -327,6 +380,8 @@ impl CacheCore {
         spindles: Vec<Arc<Spindle>>,
         memory: u64,
         buffers: u64,
+        streams: u64,
+        verify: Verify,
         piece_bytes: usize,
         scan_threads: Arc<ScanThreads>,
         epoch: u64,
@@ -338,10 +393,16 @@ impl CacheCore {
             (key.clone(), Arc::new(Entry::new(key, Some(Arc::new(manifest)))))
         };
         let pieces = buffers / 2;
-        let budget = MemoryBudget::new(memory - pieces, buffers - pieces);
+        let budget = MemoryBudget::new(memory - pieces - streams, buffers - pieces);
         CacheCore {
             spindles,
             pieces: MemoryBudget::new(pieces, pieces),
+            streams: StreamMemory {
+                rings: MemoryBudget::new(streams, streams),
+                ring_bytes: streams / scan_threads.count() as u64,
+                blobs: budget.clone(),
+            },
+            verify,
             piece_bytes,
             image_bytes_max: budget.counts().residence_max as usize,
             budget,
@@ -353,6 +414,16 @@ impl CacheCore {
             next_lane: AtomicU64::new(0),
             commits: Mutex::new(Vec::new()),
             recovery,
+        }
+    }
+
+    /// Whether a slice that is on the disk is read from there by each scan.
+    fn reads_as_stream(&self, reading: Reading, manifest: &Manifest, is_hot: bool) -> bool {
+        let file_bytes = manifest.regions.iter().map(|region| region.file_bytes).sum::<u64>();
+        match reading {
+            Reading::Auto => !is_hot && file_bytes > self.budget.counts().residence_max,
+            Reading::Memory => false,
+            Reading::Stream => !manifest.regions.is_empty(),
         }
     }
 

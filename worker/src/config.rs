@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::scan::stream::RING_BYTES_MAX;
 use crate::units::{GIB, KIB, MIB, SizeError, Unrounded, grouped, parse_size};
 
 pub(crate) mod host;
@@ -51,6 +52,20 @@ pub enum IoEngine {
     Threads,
 }
 
+/// When a slice's bytes are compared with their checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Verify {
+    /// Not at all: for disks that check by themselves. Header, trailer and sections are compared all the same.
+    Never,
+    /// Whenever they were read from a disk, before anybody sees them.
+    #[default]
+    WhenRead,
+    /// Then, and at each lease those that are in memory already, too: a scan's worth of time.
+    Always,
+}
+
 /// What somebody has set. What is `None` gets a default that fits the machine.
 ///
 /// With the feature `serde` it reads itself from a file; sizes may be texts such as `"64MiB"` there.
@@ -61,7 +76,7 @@ pub struct Config {
     /// The folders, at least one.
     #[cfg_attr(feature = "serde", serde(rename = "spindle"))]
     pub spindles: Vec<SpindleConfig>,
-    /// How much memory the cache may use, buffers included. By default half of the container's limit, or a quarter
+    /// How much memory the cache may use, buffers included, and up to an eighth for scans that read from the disk. By default half of the container's limit, or a quarter
     /// of a machine without one.
     #[cfg_attr(feature = "serde", serde(deserialize_with = "crate::units::as_people_write::deserialize"))]
     pub memory: Option<u64>,
@@ -89,6 +104,8 @@ pub struct Config {
     pub free_floor: Option<u64>,
     /// How disks are spoken to.
     pub engine: IoEngine,
+    /// When bytes are compared with their checksums.
+    pub verify: Verify,
     /// Whether spindles may lie on network file systems.
     pub network_folders: bool,
 }
@@ -139,6 +156,9 @@ pub(crate) struct Settings {
     /// `None`: [`floor_on`] decides when the disk is known.
     pub(crate) free_floor: Option<u64>,
     pub(crate) engine: IoEngine,
+    pub(crate) verify: Verify,
+    /// How much of the memory scans that read from the disk use, apart from `buffers`.
+    pub(crate) streams: u64,
     pub(crate) network_folders: bool,
 }
 
@@ -209,6 +229,8 @@ impl Config {
             queue_bytes_max,
             free_floor: self.free_floor,
             engine: self.engine,
+            verify: self.verify,
+            streams: (scan_threads as u64).saturating_mul(RING_BYTES_MAX).min(memory / 8),
             network_folders: self.network_folders,
         })
     }
@@ -395,6 +417,7 @@ mod tests {
             queue: Some(2 * MIB),
             free_floor: Some(0),
             engine: IoEngine::Threads,
+            verify: Verify::Always,
             network_folders: true,
             ..one_spindle()
         };
@@ -411,6 +434,8 @@ mod tests {
             queue_bytes_max: 2 * MIB,
             free_floor: Some(0),
             engine: IoEngine::Threads,
+            verify: Verify::Always,
+            streams: 128 * MIB,
             network_folders: true,
         };
         assert_eq!(config.settle(&laptop()), Ok(expected));

@@ -5,4 +5,5 @@ pub(crate) mod entry;
 pub(crate) mod hot;
 pub(crate) mod manifest;
 pub(crate) mod recovery;
+pub(crate) mod stream;
 pub(crate) mod warm;

@@ -1,5 +1,47 @@
 //! System calls that no safe wrapper has.
 
+use std::time::Duration;
+
+/// What a thread has used since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ThreadUsage {
+    pub(crate) cpu: Duration,
+    /// Page faults that waited for a disk.
+    pub(crate) faults_major: u64,
+    /// Page faults that did not.
+    pub(crate) faults_minor: u64,
+}
+
+impl ThreadUsage {
+    /// The calling thread's.
+    pub(crate) fn now() -> ThreadUsage {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the call fills the struct it is given, which is as long as it expects. All zeros are a valid
+        // value of it, so it may be read whatever the call answers.
+        let usage = unsafe {
+            libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        let time = |time: libc::timeval| {
+            Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
+        };
+        ThreadUsage {
+            cpu: time(usage.ru_utime) + time(usage.ru_stime),
+            faults_major: usage.ru_majflt as u64,
+            faults_minor: usage.ru_minflt as u64,
+        }
+    }
+
+    /// What it has used since an earlier look.
+    pub(crate) fn since(self, before: ThreadUsage) -> ThreadUsage {
+        ThreadUsage {
+            cpu: self.cpu.saturating_sub(before.cpu),
+            faults_major: self.faults_major.saturating_sub(before.faults_major),
+            faults_minor: self.faults_minor.saturating_sub(before.faults_minor),
+        }
+    }
+}
+
 /// Forbids io_uring to a command that is yet to be started, and to nobody else.
 ///
 /// The three calls of io_uring answer `EPERM` in it, as in a container with the usual filter.

@@ -3,7 +3,7 @@
 use std::io::BufRead;
 use std::str::FromStr;
 
-use pelton::{BlobCursor, FormatError, crc32c};
+use pelton::{Blobs, FoldError, crc32c};
 
 /// What a scan finds out. All of them count blobs and their bytes, which costs next to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Tally {
 
 impl Op {
     /// Adds a region's blobs to the tally.
-    pub(super) fn fold(&self, blobs: &mut BlobCursor<'_>, tally: &mut Tally) -> Result<(), FormatError> {
+    pub(super) fn fold(&self, blobs: &mut Blobs<'_>, tally: &mut Tally) -> Result<(), FoldError> {
         // Decided once, outside of the loop over blobs.
         match self {
             Op::Count | Op::Bytes => each(blobs, tally, |_, _| {}),
@@ -53,11 +53,7 @@ impl Op {
 }
 
 #[inline]
-fn each(
-    blobs: &mut BlobCursor<'_>,
-    tally: &mut Tally,
-    look: impl Fn(&[u8], &mut Tally),
-) -> Result<(), FormatError> {
+fn each(blobs: &mut Blobs<'_>, tally: &mut Tally, look: impl Fn(&[u8], &mut Tally)) -> Result<(), FoldError> {
     while let Some(blob) = blobs.next()? {
         tally.count += 1;
         tally.bytes += blob.len() as u64;

@@ -17,6 +17,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::budget::memory::MemoryGrant;
 use crate::spindle::engine::{IoBytes, IoRoom};
 
 /// Images begin at multiples of this, the size of the large pages.
@@ -213,6 +214,8 @@ unsafe impl IoBytes for FrozenBytes {
 pub(crate) struct PieceBuffer {
     memory: Reservation,
     len: usize,
+    /// What it takes of the memory budget, if it is counted by itself. Given back after the memory.
+    _grant: Option<MemoryGrant>,
 }
 
 impl PieceBuffer {
@@ -223,7 +226,12 @@ impl PieceBuffer {
     pub(crate) fn new(len: usize) -> io::Result<PieceBuffer> {
         let memory = Reservation::new(len)?;
         memory.make_usable(0, len.next_multiple_of(DISK_PAGE_BYTES))?;
-        Ok(PieceBuffer { memory, len })
+        Ok(PieceBuffer { memory, len, _grant: None })
+    }
+
+    /// Has it keep its share of the memory budget, wherever it goes: a disk may hold it longer than its owner.
+    pub(crate) fn counted(self, grant: MemoryGrant) -> PieceBuffer {
+        PieceBuffer { _grant: Some(grant), ..self }
     }
 }
 

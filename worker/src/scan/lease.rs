@@ -1,16 +1,22 @@
-//! A guard that keeps a slice in memory, and the ways to read it.
+//! A guard that keeps a slice where it can be scanned, and the ways in that need no scan threads.
 
-use std::io;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pelton_region_format::{BlobCursor, Fingerprint, FormatError, Key, RegionView};
+use pelton_region_format::{Fingerprint, Frame, Key, RegionView};
 
-use crate::scan::pool::{JobPanicked, message_of, on_scan_thread};
+use crate::cache::Want;
+use crate::scan::blobs::{Blobs, FoldError};
+use crate::scan::patience::Patience;
+use crate::scan::pool::message_of;
+use crate::scan::report::{Measure, RegionReport, Way};
+use crate::scan::run::{ScanError, ScanOptions};
+use crate::scan::stream::{RegionStream, RingSlot};
 use crate::scan::threads::ScanThreads;
-use crate::snap::hot::{HotRegion, HotSlice};
+use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
+use crate::snap::stream::{StreamRegion, StreamSlice};
 use crate::snap::warm::WarmError;
 
 /// Why a slice can't be leased.
@@ -49,83 +55,81 @@ pub enum LeaseError {
     },
 }
 
-/// Why a scan has no result. What it had folded is dropped.
-#[derive(Debug, thiserror::Error)]
+/// What a lease is for.
+#[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
-pub enum ScanError {
-    /// The bytes do not hold what the format promises. Drop the slice and load it again.
-    #[error("region {index} of {key} is damaged")]
-    Damaged {
-        /// The slice.
-        key: Key,
-        /// Which region.
-        index: u32,
-        /// What does not hold.
-        source: Box<FormatError>,
-    },
-    /// The file behind the region became shorter during the scan: what was read may have been zeros.
-    #[error("region {index} of {key} lost its file's end during the scan")]
-    Lost {
-        /// The slice.
-        key: Key,
-        /// Which region.
-        index: u32,
-    },
-    /// The caller's closure panicked. Only this scan has failed.
-    #[error("the scan of region {index} of {key} panicked: {message}")]
-    Panicked {
-        /// The slice.
-        key: Key,
-        /// Which region.
-        index: u32,
-        /// What the panic said.
-        message: String,
-    },
-    /// A scan's closure, which runs on a scan thread, has begun another scan. It would wait for its own thread:
-    /// fold the partitions there, or scan one after the other.
-    #[error("{key} can't be scanned from inside of a scan")]
-    Nested {
+pub struct LeaseOptions {
+    /// Which generation.
+    pub want: Want,
+    /// How its regions are to be read.
+    pub reading: Reading,
+    /// How long to wait until they can be.
+    pub deadline: Option<Instant>,
+}
+
+/// How a lease's regions are to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reading {
+    /// From memory if the slice can fit there, else from the disk. The scan's report tells.
+    #[default]
+    Auto,
+    /// From memory, where every scan after the first finds them.
+    Memory,
+    /// From the disk by each scan, without taking the memory of others: for what is read once. A slice that is
+    /// not on the disk yet is read from memory all the same.
+    Stream,
+}
+
+/// Why there are no bytes to look at.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegionError {
+    /// The regions come from the disk with each scan: scan them, or lease with [`Reading::Memory`].
+    #[error("{key} is streamed: its regions lie nowhere in memory")]
+    Streamed {
         /// The slice.
         key: Key,
     },
-    /// The scan threads are not there: the system gives no more. Try again, or fold the partitions.
-    #[error("there are no threads to scan {key}")]
-    Threads {
+    /// There are not so many.
+    #[error("{key} has no region number {n}, since {count} have blobs")]
+    NotThere {
         /// The slice.
         key: Key,
-        /// What the system said.
-        source: io::Error,
+        /// Which one was asked for.
+        n: usize,
+        /// How many there are.
+        count: usize,
     },
 }
 
-/// Keeps a slice in memory while it lives. Not tied to a thread; clone it freely.
+/// Keeps a slice in memory, or its files open, while it lives. Not tied to a thread; clone it freely.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    slice: Arc<HotSlice>,
-    threads: Arc<ScanThreads>,
+    slice: Leased,
+    pub(crate) threads: Arc<ScanThreads>,
 }
 
-/// How a scan went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ScanReport {
-    /// How many bytes the scanned regions take.
-    pub region_bytes: u64,
-    /// How many threads scanned.
-    pub threads: usize,
-    /// How many of them are tied to a core.
-    pub threads_pinned: usize,
-    /// From the call to the last region's end and merge.
-    pub wall: Duration,
-    /// How long each region took, in the order of the regions.
-    pub regions: Vec<Duration>,
+#[derive(Clone, Debug)]
+enum Leased {
+    Memory(Arc<HotSlice>),
+    Stream(Arc<StreamSlice>),
 }
 
-/// One region, for a thread of the caller's own.
+/// One region or a part of one, for a thread of the caller's own.
 #[derive(Clone, Debug)]
 pub struct Partition {
-    region: Arc<HotRegion>,
+    region: Region,
     key: Key,
+    core: Option<usize>,
+    /// Which part of how many.
+    part: (u64, u64),
+}
+
+#[derive(Clone, Debug)]
+enum Region {
+    Memory(Arc<HotRegion>),
+    Stream(Arc<StreamRegion>),
 }
 
 /// One region's bytes. Keeps them in memory while it lives.
@@ -135,134 +139,98 @@ pub struct RegionHandle {
 }
 
 impl Lease {
-    pub(crate) fn new(slice: Arc<HotSlice>, threads: Arc<ScanThreads>) -> Lease {
-        Lease { slice, threads }
+    pub(crate) fn in_memory(slice: Arc<HotSlice>, threads: Arc<ScanThreads>) -> Lease {
+        Lease { slice: Leased::Memory(slice), threads }
+    }
+
+    pub(crate) fn streamed(slice: Arc<StreamSlice>, threads: Arc<ScanThreads>) -> Lease {
+        Lease { slice: Leased::Stream(slice), threads }
     }
 
     /// The slice.
     pub fn key(&self) -> &Key {
-        &self.slice.key
+        match &self.slice {
+            Leased::Memory(slice) => &slice.key,
+            Leased::Stream(slice) => &slice.key,
+        }
     }
 
     /// What decided its blobs.
     pub fn fingerprint(&self) -> Fingerprint {
-        self.slice.fingerprint
+        match &self.slice {
+            Leased::Memory(slice) => slice.fingerprint,
+            Leased::Stream(slice) => slice.fingerprint,
+        }
     }
 
     /// How many of its regions have blobs.
     pub fn region_count(&self) -> usize {
-        self.slice.regions.len()
+        match &self.slice {
+            Leased::Memory(slice) => slice.regions.len(),
+            Leased::Stream(slice) => slice.regions.len(),
+        }
+    }
+
+    /// Whether each scan reads the regions from the disk.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.slice, Leased::Stream(_))
     }
 
     /// The bytes of the `n`-th region that has blobs, counted from 0.
-    pub fn region(&self, n: usize) -> Option<RegionHandle> {
-        self.slice.regions.get(n).map(|region| RegionHandle { region: region.clone() })
+    ///
+    /// # Errors
+    /// [`RegionError`] if there is no such region, or if it lies on the disk alone.
+    pub fn region(&self, n: usize) -> Result<RegionHandle, RegionError> {
+        let Leased::Memory(slice) = &self.slice else {
+            return Err(RegionError::Streamed { key: self.key().clone() });
+        };
+        let region = slice.regions.get(n).cloned();
+        region.map(|region| RegionHandle { region }).ok_or_else(|| RegionError::NotThere {
+            key: slice.key.clone(),
+            n,
+            count: slice.regions.len(),
+        })
     }
 
     /// All regions, one for each thread of the caller's own.
     pub fn partitions(&self) -> impl ExactSizeIterator<Item = Partition> + '_ {
-        self.slice
-            .regions
-            .iter()
-            .map(|region| Partition { region: region.clone(), key: self.slice.key.clone() })
-    }
-
-    /// Folds every region on the scan thread that it belongs to, and merges the results as they arrive.
-    ///
-    /// A region belongs to one thread for good, so what its core has cached of it is still there for the next
-    /// scan. `merge` runs on the calling thread, in the order in which the regions end.
-    ///
-    /// # Errors
-    /// [`ScanError`] of the first region that failed; the others are folded to their end all the same.
-    pub fn scan<T, F, M>(&self, fold: F, merge: M) -> Result<T, ScanError>
-    where
-        T: Default + Send + 'static,
-        F: Fn(&mut BlobCursor<'_>, &mut T) -> Result<(), FormatError> + Send + Sync + 'static,
-        M: FnMut(T, T) -> T,
-    {
-        self.scan_reported(fold, merge).map(|(result, _)| result)
-    }
-
-    /// The same, and how it went.
-    ///
-    /// # Errors
-    /// [`ScanError`] of the first region that failed; the others are folded to their end all the same.
-    pub fn scan_reported<T, F, M>(&self, fold: F, mut merge: M) -> Result<(T, ScanReport), ScanError>
-    where
-        T: Default + Send + 'static,
-        F: Fn(&mut BlobCursor<'_>, &mut T) -> Result<(), FormatError> + Send + Sync + 'static,
-        M: FnMut(T, T) -> T,
-    {
-        let started = Instant::now();
-        let key = || self.slice.key.clone();
-        if on_scan_thread() {
-            return Err(ScanError::Nested { key: key() });
-        }
-        let no_threads = |source| ScanError::Threads { key: key(), source };
-        let pool = self.threads.pool().map_err(no_threads)?;
-        let mut seats_used = vec![false; pool.threads()];
-        let fold = Arc::new(fold);
-        let (tell, results) = crossbeam_channel::unbounded();
-        for (n, partition) in self.partitions().enumerate() {
-            // The index, not `n`: with regions that have no blobs, the others stay where they would be.
-            let thread = partition.index() as usize % pool.threads();
-            seats_used[thread] = true;
-            let (tell, fold) = (tell.clone(), fold.clone());
-            // The job drops its share of region and closure before the answer is told: when the scan has
-            // ended, nothing of it is left on the scan threads.
-            let job = move |_| {
-                let started = Instant::now();
-                let folded = partition.fold(&*fold);
-                (started.elapsed(), folded)
+        (0..self.region_count()).map(|n| {
+            let region = match &self.slice {
+                Leased::Memory(slice) => Region::Memory(slice.regions[n].clone()),
+                Leased::Stream(slice) => Region::Stream(slice.regions[n].clone()),
             };
-            let done = move |outcome| drop(tell.send((n, outcome)));
-            pool.run_on_then(thread, None, job, done)
-                .map_err(|refused| no_threads(io::Error::other(refused)))?;
+            let core = self.threads.core_of(region.index());
+            Partition { region, key: self.key().clone(), core, part: (0, 1) }
+        })
+    }
+}
+
+impl Region {
+    fn index(&self) -> u32 {
+        match self {
+            Region::Memory(region) => region.index,
+            Region::Stream(region) => region.index,
         }
-        drop(tell);
-        let mut regions = vec![Duration::ZERO; self.region_count()];
-        let mut merged: Option<T> = None;
-        let mut failed = None;
-        for (n, outcome) in results {
-            let folded = match outcome {
-                Ok((elapsed, folded)) => {
-                    regions[n] = elapsed;
-                    folded
-                }
-                // The fold catches its panics; this one came from what the closure or its value dropped.
-                Err(JobPanicked { message, .. }) => {
-                    Err(ScanError::Panicked { key: key(), index: self.slice.regions[n].index, message })
-                }
-            };
-            match folded {
-                Ok(value) => {
-                    merged = Some(match merged.take() {
-                        Some(before) => merge(before, value),
-                        None => value,
-                    });
-                }
-                Err(error) => _ = failed.get_or_insert(error),
-            }
-        }
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let seats = pool.seats().iter().zip(&seats_used).filter(|(_, used)| **used);
-        let report = ScanReport {
-            region_bytes: self.slice.regions.iter().map(|region| region.bytes.len() as u64).sum(),
-            threads: seats.clone().count(),
-            threads_pinned: seats.filter(|(seat, _)| seat.core.is_some()).count(),
-            wall: started.elapsed(),
-            regions,
-        };
-        Ok((merged.unwrap_or_default(), report))
     }
 }
 
 impl Partition {
     /// Which region of its slice.
     pub fn index(&self) -> u32 {
-        self.region.index
+        self.region.index()
+    }
+
+    /// The core whose scan thread the region belongs to, if scan threads are tied to cores: what it has cached of
+    /// the region is still there.
+    pub fn core(&self) -> Option<usize> {
+        self.core
+    }
+
+    /// The `n`-th of `k` parts of the region, counted from 0: of about the same size, together every blob once.
+    /// Parts may be empty, and where there are no more than `n` the part is.
+    #[must_use]
+    pub fn part(&self, n: u64, k: u64) -> Partition {
+        Partition { part: (n, k), ..self.clone() }
     }
 
     /// Folds the region's blobs on this thread.
@@ -272,23 +240,103 @@ impl Partition {
     pub fn fold<T, F>(&self, fold: F) -> Result<T, ScanError>
     where
         T: Default,
-        F: Fn(&mut BlobCursor<'_>, &mut T) -> Result<(), FormatError>,
+        F: FnOnce(&mut Blobs<'_>, &mut T) -> Result<(), FoldError>,
     {
-        let (key, index) = (|| self.key.clone(), self.region.index);
-        let damaged = |source| ScanError::Damaged { key: key(), index, source: Box::new(source) };
-        let view = RegionView::open(&self.region.bytes).map_err(damaged)?;
-        let mut value = T::default();
-        let run = AssertUnwindSafe(|| fold(&mut view.blobs(), &mut value)); // Dropped if it panics.
-        match catch_unwind(run) {
-            Ok(folded) => folded.map_err(damaged)?,
-            Err(panic) => {
-                return Err(ScanError::Panicked { key: key(), index, message: message_of(panic) });
+        self.fold_with(&ScanOptions::default(), fold).map(|(value, _)| value)
+    }
+
+    /// The same with a deadline or a way to cancel it, and how it went.
+    ///
+    /// # Errors
+    /// [`ScanError`]; the value is dropped.
+    pub fn fold_with<T, F>(&self, options: &ScanOptions, fold: F) -> Result<(T, RegionReport), ScanError>
+    where
+        T: Default,
+        F: FnOnce(&mut Blobs<'_>, &mut T) -> Result<(), FoldError>,
+    {
+        self.fold_patiently(fold, &options.patience(), &mut RingSlot::default())
+    }
+
+    pub(crate) fn fold_patiently<T, F>(
+        &self,
+        fold: F,
+        patience: &Patience,
+        slot: &mut RingSlot,
+    ) -> Result<(T, RegionReport), ScanError>
+    where
+        T: Default,
+        F: FnOnce(&mut Blobs<'_>, &mut T) -> Result<(), FoldError>,
+    {
+        let fault = |fault: FoldError| ScanError::of_region(&self.key, self.index(), fault);
+        patience.check().map_err(|impatience| fault(impatience.into()))?;
+        let (n, k) = self.part;
+        let measure = Measure::begin();
+        match &self.region {
+            Region::Memory(region) => {
+                let view = RegionView::open(&region.bytes).map_err(|error| fault(error.into()))?;
+                let (cursor, frame) = (view.part(n, k), view.frame());
+                let (bytes, blobs) =
+                    frame.map_or((0, 0), |frame| self.counts(frame, region.bytes.len() as u64));
+                let blobs_in = Blobs::in_memory(cursor, region, patience);
+                let (value, waited) = self.run(fold, blobs_in)?;
+                if !region.is_whole() {
+                    return Err(fault(FoldError::Lost));
+                }
+                let way = match &region.bytes {
+                    RegionBytes::Image(_) => Way::Image,
+                    RegionBytes::Map(_) => Way::Map,
+                };
+                Ok((value, measure.end(region.index, way, bytes, blobs, waited)))
+            }
+            Region::Stream(region) => {
+                let frame = region.frame().map_err(|error| fault(error.into()))?;
+                let (bytes, blobs) = self.counts(&frame, region.file_bytes());
+                let span = frame.part(n, k);
+                let stream = RegionStream::new(region, frame, span, slot, patience).map_err(fault)?;
+                let (value, waited) = self.run(fold, Blobs::streamed(stream))?;
+                Ok((value, measure.end(region.index, Way::Stream, bytes, blobs, waited)))
             }
         }
-        if !self.region.is_whole() {
-            return Err(ScanError::Lost { key: key(), index });
+    }
+
+    /// Runs the closure, which is not to be trusted.
+    fn run<T, F>(&self, fold: F, mut blobs: Blobs<'_>) -> Result<(T, Duration), ScanError>
+    where
+        T: Default,
+        F: FnOnce(&mut Blobs<'_>, &mut T) -> Result<(), FoldError>,
+    {
+        let fault = |fault: FoldError| ScanError::of_region(&self.key, self.index(), fault);
+        let run = AssertUnwindSafe(|| {
+            let mut value = T::default();
+            fold(&mut blobs, &mut value).map(|()| value)
+        });
+        let folded = catch_unwind(run); // What it had in hand is dropped if it panics.
+        let waited = blobs.waited();
+        match folded {
+            Ok(Ok(value)) => match blobs.into_fault() {
+                None => Ok((value, waited)),
+                // The fold has swallowed it: the value is not that of the whole region.
+                Some(swallowed) => Err(fault(swallowed)),
+            },
+            Ok(Err(error)) => Err(fault(error)),
+            Err(panic) => Err(ScanError::Panicked {
+                key: self.key.clone(),
+                index: self.index(),
+                message: message_of(panic),
+            }),
         }
-        Ok(value)
+    }
+
+    /// Bytes and blobs of what is scanned.
+    fn counts(&self, frame: &Frame<'_>, file_bytes: u64) -> (u64, u64) {
+        match self.part {
+            (0, 1) => (file_bytes, frame.trailer().blob_count),
+            (n, k) => {
+                let span = frame.part(n, k);
+                let (range, end) = (span.range(), span.end_number().unwrap_or(span.first_number()));
+                (range.end - range.start, end - span.first_number())
+            }
+        }
     }
 }
 

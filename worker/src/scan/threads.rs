@@ -29,6 +29,12 @@ impl ScanThreads {
         self.count
     }
 
+    /// The core that the regions of this index belong to, if threads are tied to cores.
+    pub(crate) fn core_of(&self, index: u32) -> Option<usize> {
+        let thread = index as usize % self.count;
+        (!self.cores.is_empty()).then(|| self.cores[thread % self.cores.len()])
+    }
+
     /// The threads. The first call starts them.
     ///
     /// # Errors

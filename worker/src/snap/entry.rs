@@ -59,6 +59,11 @@ impl State {
         }
     }
 
+    /// Whether this is what is on the disk now.
+    pub(crate) fn is_manifest(&self, manifest: &Arc<Manifest>) -> bool {
+        self.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, manifest))
+    }
+
     /// Whether what is in memory is on the disk, too.
     pub(crate) fn is_durable(&self) -> bool {
         match (&self.hot, &self.manifest) {

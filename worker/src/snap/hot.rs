@@ -3,11 +3,13 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use pelton_region_format::{Fingerprint, Key};
+use pelton_region_format::{Fingerprint, FormatError, Key};
 
 use crate::budget::memory::MemoryGrant;
 use crate::region::arena::Image;
 use crate::region::map::RegionMap;
+use crate::scan::patience::{Impatience, Patience};
+use crate::spindle::engine::DiskError;
 
 /// Where a hot region's bytes lie.
 #[derive(Debug)]
@@ -29,6 +31,18 @@ impl Deref for RegionBytes {
     }
 }
 
+/// Why a region's bytes can't be read on.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "so far a lease is given when all bytes are there")]
+pub(crate) enum RegionFault {
+    /// Whoever asked waits no longer.
+    Impatience(Impatience),
+    Damaged(Box<FormatError>),
+    Disk(Arc<DiskError>),
+    /// The file behind it became shorter.
+    Lost,
+}
+
 /// One region in memory.
 #[derive(Debug)]
 pub(crate) struct HotRegion {
@@ -42,6 +56,11 @@ pub(crate) struct HotRegion {
 impl HotRegion {
     pub(crate) fn new(index: u32, bytes: RegionBytes, grant: MemoryGrant) -> HotRegion {
         HotRegion { index, bytes, _grant: grant }
+    }
+
+    /// Up to which file offset bytes may be read now. Waits until that is beyond `from`.
+    pub(crate) fn readable(&self, _from: u64, _patience: &Patience) -> Result<u64, RegionFault> {
+        Ok(self.bytes.len() as u64) // A lease is given when all bytes are there.
     }
 
     /// Whether the bytes can still be trusted after they were read: a map that lost its file's end shows zeros.

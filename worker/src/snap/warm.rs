@@ -10,7 +10,9 @@ use pelton_region_format::{FormatError, RegionView};
 
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::cache::CacheCore;
+use crate::config::Verify;
 use crate::region::map::{RegionMap, SealedFile};
+use crate::scan::patience::Patience;
 use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::spindle::engine::{DiskError, Op};
@@ -57,6 +59,12 @@ pub enum WarmError {
         /// How much was wanted and how much there is.
         source: MemoryRefused,
     },
+    /// The deadline passed while its bytes were compared with their checksums once more: try again.
+    #[error("region {index} was not verified in time")]
+    Late {
+        /// Which region.
+        index: u32,
+    },
     /// A spindle that holds a region is not here.
     #[error("the spindle of region {index} is not here")]
     NoSpindle {
@@ -97,6 +105,35 @@ pub(crate) fn warm(
     Ok(Arc::new(HotSlice::new(manifest.key.clone(), manifest.fingerprint, manifest.load_number, regions)))
 }
 
+/// Compares a slice that is in memory with its checksums, on as many threads as scan.
+pub(crate) fn verify_slice(
+    slice: &HotSlice,
+    threads: usize,
+    deadline: Option<Instant>,
+) -> Result<(), WarmError> {
+    let patience = Patience::until(deadline);
+    for batch in slice.regions.chunks(threads) {
+        std::thread::scope(|scope| {
+            let patience = &patience;
+            let verify = |region| scope.spawn(move || verify_region(region, patience));
+            let threads: Vec<_> = batch.iter().map(|region| verify(&**region)).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("comparing does not panic"))
+        })?;
+    }
+    Ok(())
+}
+
+fn verify_region(region: &HotRegion, patience: &Patience) -> Result<(), WarmError> {
+    let index = region.index;
+    let damaged = |source| WarmError::Damaged { index, source };
+    let view = RegionView::open(&region.bytes).map_err(damaged)?;
+    for block in 0..view.block_count() {
+        patience.check().map_err(|_| WarmError::Late { index })?;
+        view.verify_block(block).map_err(damaged)?;
+    }
+    Ok(())
+}
+
 fn warm_region(
     core: &CacheCore,
     manifest: &Manifest,
@@ -117,7 +154,8 @@ fn warm_region(
     let mut damage = None;
     map.populate(|reached| {
         // A block is looked at while it is in the cache of this core: right after it was read.
-        while damage.is_none()
+        while core.verify != Verify::Never
+            && damage.is_none()
             && verified < view.block_count()
             && view.frame().is_some_and(|frame| frame.block_range(verified).end <= reached as u64)
         {

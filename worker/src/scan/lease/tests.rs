@@ -4,7 +4,7 @@ use std::thread;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::*;
-use crate::cache::{Cache, Want};
+use crate::cache::Cache;
 use crate::scan::affinity::tests::{only_core, passes_on_core};
 use crate::scan::affinity::{allowed_cores, current_core};
 use crate::slice::parcel::ParcelBuilder;
@@ -41,7 +41,7 @@ fn own_mask() -> Vec<usize> {
 }
 
 fn visits(lease: &Lease) -> Vec<Visit> {
-    let look = |blobs: &mut BlobCursor<'_>, visits: &mut Vec<Visit>| {
+    let look = |blobs: &mut Blobs<'_>, visits: &mut Vec<Visit>| {
         let name = thread::current().name().unwrap().to_owned();
         while let Some(blob) = blobs.next()? {
             visits.push((blob[0], name.clone(), current_core(), own_mask()));
@@ -79,7 +79,7 @@ fn check_pinned(threads: usize) {
             assert_eq!((core, mask), (expected, vec![expected]), "region {region}, round {round}");
         }
     }
-    let (_, report) = lease.scan_reported(|_, _: &mut ()| Ok(()), |(), ()| ()).unwrap();
+    let (_, report) = lease.scan_with(ScanOptions::default(), |_, _: &mut ()| Ok(()), |(), ()| ()).unwrap();
     let used = threads.min(usize::from(REGIONS));
     assert_eq!((report.threads, report.threads_pinned), (used, used));
 }
@@ -109,7 +109,7 @@ fn without_pinning_each_region_keeps_its_thread_which_may_run_anywhere() {
         }
     }
     assert!(owners.values().all(|names| names.len() == 1), "{owners:?}");
-    let (_, report) = lease.scan_reported(|_, _: &mut ()| Ok(()), |(), ()| ()).unwrap();
+    let (_, report) = lease.scan_with(ScanOptions::default(), |_, _: &mut ()| Ok(()), |(), ()| ()).unwrap();
     assert_eq!((report.threads, report.threads_pinned), (2, 0));
 }
 
@@ -119,14 +119,14 @@ fn a_scan_inside_of_a_scan_is_refused_and_its_partitions_can_be_folded() {
     let cache = Cache::builder().spindle(folder.path().join("spindle")).memory(64 << 20).scan_threads(1);
     let cache = cache.open().unwrap();
     let lease = lease_of(&cache);
-    let count = |blobs: &mut BlobCursor<'_>, count: &mut usize| {
+    let count = |blobs: &mut Blobs<'_>, count: &mut usize| {
         while blobs.next()?.is_some() {
             *count += 1;
         }
         Ok(())
     };
     let inner = lease.clone();
-    let nested = move |_: &mut BlobCursor<'_>, all: &mut usize| {
+    let nested = move |_: &mut Blobs<'_>, all: &mut usize| {
         assert!(matches!(inner.scan(count, |a, b| a + b), Err(ScanError::Nested { .. })));
         *all += inner.partitions().map(|partition| partition.fold(count).unwrap()).sum::<usize>();
         Ok(())
@@ -144,7 +144,7 @@ fn a_lease_scans_after_its_cache_handle_and_leaves_nothing_behind() {
     drop(cache);
     let shared = Arc::new(());
     let held = shared.clone();
-    let fold = move |_: &mut BlobCursor<'_>, count: &mut usize| {
+    let fold = move |_: &mut Blobs<'_>, count: &mut usize| {
         *count += Arc::strong_count(&held);
         Ok(())
     };
@@ -169,5 +169,112 @@ fn in_a_cpuset_of_one_core_scans_are_pinned_to_it() {
     for core in allowed_cores().unwrap() {
         let module = module_path!().split_once("::").expect("below the crate").1;
         assert!(passes_on_core(&format!("{module}::child_is_pinned_to_the_core_it_is_left"), core), "{core}");
+    }
+}
+
+/// A sparse file whose blobs pass 4 GiB, in place of a loaded region: nearly all of it are zeros that no disk holds.
+fn put_a_region_beyond_4_gib(spindle: &std::path::Path) -> Vec<u32> {
+    use std::os::unix::fs::FileExt;
+
+    use pelton_region_format::{Header, Put, RegionEncoder};
+
+    use crate::snap::manifest::Manifest;
+
+    let manifest_path = std::fs::read_dir(spindle.join("manifests")).unwrap().next().unwrap().unwrap().path();
+    let mut manifest = Manifest::decode(&std::fs::read(&manifest_path).unwrap()).unwrap();
+    let record = &mut manifest.regions[0];
+    let path = spindle.join(&record.path);
+    std::fs::remove_file(&path).unwrap();
+    let file = std::fs::File::create_new(&path).unwrap();
+
+    let zeros = vec![0; 2 << 20];
+    let (mut piece, mut written) = (zeros.clone(), 0);
+    let mut keep = |piece: &[u8]| {
+        if piece != &zeros[..piece.len()] {
+            file.write_all_at(piece, written).unwrap();
+        }
+        written += piece.len() as u64;
+        file.set_len(written).unwrap();
+    };
+    // 66 x 64 MiB of zeros are more than 4 GiB; then some that tell where they are.
+    let lengths: Vec<u32> = [64 << 20; 66].into_iter().chain([1, 5 << 20, 0, 300]).collect();
+    let mut encoder = RegionEncoder::v2(&Header::default(), piece.len()).unwrap();
+    for (number, &len) in lengths.iter().enumerate() {
+        encoder.begin_blob(len).unwrap();
+        let mut left = len as usize;
+        let fill = vec![if number < 66 { 0 } else { number as u8 }; 2 << 20];
+        loop {
+            let mut fragment = &fill[..left.min(fill.len())];
+            left -= fragment.len();
+            while encoder.append(&mut fragment, &mut piece).unwrap() == Put::PieceFull {
+                keep(&piece);
+            }
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    let mut seal = encoder.seal(None).unwrap();
+    while seal.fill(&mut piece).unwrap() == Put::PieceFull {
+        keep(&piece);
+    }
+    keep(&piece[..seal.piece_used()]);
+    let sealed = seal.sealed();
+    assert!(sealed.file_bytes > 4 << 30);
+    record.file_bytes = sealed.file_bytes;
+    record.blob_count = lengths.len() as u64;
+    record.content_id = *sealed.content_id.expect("version 2 has one").as_bytes();
+    std::fs::write(manifest_path, manifest.encode()).unwrap();
+    lengths
+}
+
+#[test]
+fn blobs_beyond_4_gib_are_read_right_from_the_disk_and_mapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let spindle = folder.path().join("spindle");
+    let open = |memory| Cache::builder().spindle(&spindle).memory(memory).scan_threads(2).open();
+    let key = {
+        let cache = open(64 << 20).unwrap();
+        let key: Key = "test/far@1#0".parse().unwrap();
+        let mut plan = LoadPlan::new(Fingerprint::from_bytes([1; 32]));
+        plan.regions = Some(1);
+        plan.durability = Durability::Wait;
+        let writer = cache.snap(&key).open_for_writes(plan).unwrap();
+        let mut parcel = ParcelBuilder::default();
+        parcel.push(b"near").unwrap();
+        writer.queue_parcel(parcel.finish()).unwrap();
+        writer.wait_for_writes().unwrap().close_for_writes().unwrap();
+        key
+    };
+    let lengths = put_a_region_beyond_4_gib(&spindle);
+    let look = |blobs: &mut Blobs<'_>, seen: &mut Vec<(u32, u8, u8)>| {
+        while let Some(blob) = blobs.next()? {
+            let (first, last) = (blob.first(), blob.last());
+            seen.push((blob.len() as u32, first.copied().unwrap_or(0), last.copied().unwrap_or(0)));
+        }
+        Ok(())
+    };
+    let value = |number: usize, len: u32| if number < 66 || len == 0 { 0 } else { number as u8 };
+    let expected: Vec<_> =
+        (0..).zip(&lengths).map(|(number, &len)| (len, value(number, len), value(number, len))).collect();
+    let join = |mut a: Vec<_>, b| {
+        a.extend(b);
+        a
+    };
+    // 64 MiB blobs do not fit a stream's buffers there; the last part, beyond 4 GiB, has small ones.
+    let small = open(64 << 20).unwrap();
+    let lease = small.lease(&key, Want::Latest, None).unwrap();
+    assert!(lease.is_streamed());
+    let last = lease.partitions().next().unwrap().part(127, 128);
+    let seen = last.fold(look).unwrap();
+    assert!(seen.len() >= 3 && expected.ends_with(&seen), "{seen:?}");
+    drop((last, lease, small));
+    let Ok(large) = open(6 << 30) else {
+        println!("SKIPPED mapping 4 GiB: there is less memory here");
+        return;
+    };
+    for reading in [Reading::Stream, Reading::Memory] {
+        let lease = large.lease_with(&key, &LeaseOptions { reading, ..LeaseOptions::default() }).unwrap();
+        assert_eq!(lease.scan(look, join).unwrap(), expected, "{reading:?}");
     }
 }
