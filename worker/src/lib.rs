@@ -23,6 +23,7 @@ mod slice;
 mod snap;
 mod spindle;
 mod sys;
+pub mod tender;
 pub mod units;
 
 pub use budget::memory::{MemoryRefused, MemoryUse};
