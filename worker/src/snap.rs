@@ -4,6 +4,9 @@ pub(crate) mod commit;
 pub(crate) mod entry;
 pub(crate) mod hot;
 pub(crate) mod manifest;
+#[expect(unreachable_pub, reason = "becomes public with the operations")]
+#[cfg_attr(not(test), expect(dead_code, reason = "snaps do not keep metrics yet"))]
+pub(crate) mod metrics;
 pub(crate) mod recovery;
 pub(crate) mod stream;
 pub(crate) mod warm;
