@@ -17,6 +17,7 @@ mod cache;
     reason = "capacities and files of settings are taken in when disks have budgets"
 )]
 mod config;
+mod ops;
 mod region;
 mod scan;
 mod slice;
