@@ -14,6 +14,7 @@
 
 mod frame;
 mod region;
+mod tender;
 
 use std::io;
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ struct Arguments {
 enum Which {
     /// Encoding, verifying and iterating a region in memory, on one core
     Region,
+    /// The tender's decision over many snaps, on one core
+    Tender,
     /// Every benchmark
     All,
 }
@@ -67,7 +70,11 @@ enum Which {
 impl Which {
     fn benches(self, knobs: &mut Knobs) -> Vec<Box<dyn Bench>> {
         match self {
-            Which::Region | Which::All => vec![Box::new(region::RegionBench::new(knobs))],
+            Which::Region => vec![Box::new(region::RegionBench::new(knobs))],
+            Which::Tender => vec![Box::new(tender::TenderBench::new(knobs))],
+            Which::All => {
+                [Which::Region, Which::Tender].into_iter().flat_map(|which| which.benches(knobs)).collect()
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 //! The gap between queries is known from the second query on. It is what resists scans: what was asked for once
 //! waits long, however fresh it is, and in a loop all gaps are alike, so that what is there stays. Idle time is
 //! what follows a shift: a short gap of long ago counts for nothing. Chosen by replay, see `replay.rs` and
-//! `docs/decisions/0006-eviction-order.md`.
+//! `docs/decisions/0007-eviction-order.md`.
 
 /// How long a snap is taken to wait that has no second query yet: longer than those that are in use.
 const GAP_UNKNOWN_MS: u64 = 60 * 60 * 1000;
@@ -29,6 +29,8 @@ pub struct History {
     gap_ms: u64,
     queries: u32,
 }
+
+const _: () = assert!(size_of::<History>() == 24, "it is kept for every snap");
 
 impl History {
     /// A snap that nobody has asked for yet: its time runs from here. That is when it was made, or found at
