@@ -138,7 +138,7 @@ impl RegionInput {
         mut decoder: RegionDecoder<'_>,
         range: Range<u64>,
         chunk_bytes: u64,
-        mut progress: Progress,
+        progress: Progress,
         mut sink: impl FnMut(BlobFragment<'_>) -> Result<(), E>,
     ) -> Result<Verified, E> {
         let mut sink = |part: BlobFragment<'_>| sink(part).map_err(FeedError::Sink);

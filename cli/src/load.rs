@@ -151,9 +151,9 @@ impl Load {
             plan.durability = Durability::Wait;
         }
         let mut open = OpenSlices::open(&cache, &keys, &plan, self.codec.into())?;
-        let mut progress = Progress::new("loading", bytes_known);
+        let progress = Progress::new("loading", bytes_known);
         for input in &inputs {
-            self.format.walk(input, &mut progress, &mut |blob| open.push(blob))?;
+            self.format.walk(input, &progress, &mut |blob| open.push(blob))?;
             input.check_unchanged()?;
         }
         // All are sealed before the first is closed: what fails until then leaves the old slices in place.

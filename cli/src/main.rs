@@ -2,10 +2,11 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `load.rs`, `scan.rs` and `region/`.
+//! commands do stands in `demo.rs`, `load.rs`, `scan.rs` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
+mod demo;
 mod failure;
 mod file_kind;
 mod input;
@@ -35,6 +36,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Loads, scans, restarts and verifies a made-up dataset, beside plain memory and disk
+    Demo(demo::Demo),
     /// Loads blobs into slices of the cache
     Load(load::Load),
     /// Scans slices of the cache where they lie
@@ -46,6 +49,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let run = Cli::try_parse().map_err(Failure::Usage).and_then(|cli| match cli.command {
+        Command::Demo(demo) => demo.run(),
         Command::Load(load) => load.run(),
         Command::Scan(scan) => scan.run(),
         Command::Region(command) => command.run(),

@@ -1,45 +1,83 @@
 //! How far a long command is, for whoever watches.
 
 use std::io::{self, IsTerminal};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What takes less than this is over before anybody has read a bar.
 const QUIET_TIME: Duration = Duration::from_secs(1);
 
+/// How often a bar is drawn anew where nothing moves, so that its time is right.
+const REDRAW_TIME: Duration = Duration::from_millis(250);
+
 /// A bar on standard error with rate and time left. It appears after a second of work and only on
 /// a terminal, and goes away without a trace, so that it never mixes with results or errors.
+///
+/// Any number of threads may advance it.
 pub(crate) struct Progress {
-    started: Instant,
-    bytes_done: u64,
-    /// Counts from the start, so that the rate is right when it is first seen. `None` if nobody watches.
-    bar: Option<ProgressBar>,
-    drawn: bool,
+    /// `None` if nobody watches.
+    watched: Option<Watched>,
+}
+
+struct Watched {
+    /// Counts from the start, so that the rate is right when it is first seen.
+    bar: ProgressBar,
+    /// Dropped to tell the thread that the work is over.
+    over: Option<Sender<()>>,
+    /// Shows the bar after the quiet time, also while the work itself waits for a disk.
+    shower: Option<JoinHandle<()>>,
 }
 
 impl Progress {
     /// `bytes_total` is `None` where nobody knows: for pipes.
     pub(crate) fn new(doing: &'static str, bytes_total: Option<u64>) -> Progress {
         let watched = io::stderr().is_terminal();
-        let mut progress = Progress::none();
-        progress.bar = watched.then(|| hidden_bar(doing, bytes_total));
-        progress
+        Progress {
+            watched: watched
+                .then(|| Watched::new(hidden_bar(doing, bytes_total), ProgressDrawTarget::stderr)),
+        }
     }
 
     /// For work whose result itself is what people watch.
     pub(crate) fn none() -> Progress {
-        Progress { started: Instant::now(), bytes_done: 0, bar: None, drawn: false }
+        Progress { watched: None }
     }
 
-    pub(crate) fn advance(&mut self, bytes: usize) {
-        self.bytes_done += bytes as u64;
-        let Some(bar) = &self.bar else { return };
-        if !self.drawn && self.started.elapsed() >= QUIET_TIME {
-            bar.set_draw_target(ProgressDrawTarget::stderr());
-            self.drawn = true;
+    pub(crate) fn advance(&self, bytes: usize) {
+        if let Some(watched) = &self.watched {
+            watched.bar.inc(bytes as u64);
         }
-        bar.set_position(self.bytes_done);
+    }
+}
+
+impl Watched {
+    fn new(bar: ProgressBar, target: fn() -> ProgressDrawTarget) -> Watched {
+        let (over, is_over) = channel();
+        let shown = bar.clone();
+        let show = move || {
+            if is_over.recv_timeout(QUIET_TIME) == Err(RecvTimeoutError::Timeout) {
+                shown.set_draw_target(target());
+                while is_over.recv_timeout(REDRAW_TIME) == Err(RecvTimeoutError::Timeout) {
+                    shown.tick();
+                }
+                shown.finish_and_clear();
+            }
+        };
+        // Without a thread there is no bar. The work goes on.
+        let shower = std::thread::Builder::new().name("pelton-progress".to_owned()).spawn(show).ok();
+        Watched { bar, over: Some(over), shower }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        drop(self.over.take());
+        if let Some(shower) = self.shower.take() {
+            let _ = shower.join();
+        }
     }
 }
 
@@ -57,28 +95,21 @@ fn hidden_bar(doing: &'static str, bytes_total: Option<u64>) -> ProgressBar {
         .with_message(doing)
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar
-            && self.drawn
-        {
-            bar.finish_and_clear();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn both_bars_can_be_drawn() {
+    fn both_bars_count_what_all_threads_do() {
         for bytes_total in [Some(1 << 40), None] {
-            let mut progress = Progress::none();
-            progress.bar = Some(hidden_bar("packing", bytes_total));
-            progress.started -= QUIET_TIME;
-            progress.advance(1 << 20);
-            assert!(progress.drawn);
+            let bar = hidden_bar("packing", bytes_total);
+            let progress = Progress { watched: Some(Watched::new(bar.clone(), ProgressDrawTarget::hidden)) };
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| progress.advance(1 << 20));
+                }
+            });
+            assert_eq!(bar.position(), 3 << 20);
         }
     }
 }

@@ -160,6 +160,13 @@ impl Cache {
             .collect()
     }
 
+    /// How much memory the cache may use: what was set, or what fits the machine.
+    pub fn memory_max(&self) -> u64 {
+        let (memory, pieces) = (self.core.budget.counts(), self.core.pieces.counts());
+        let streams = self.core.streams.rings.counts();
+        memory.residence_max + memory.buffers_max + pieces.buffers_max + streams.buffers_max
+    }
+
     /// Waits until all that was loaded is on the disks, or could not be brought there.
     pub fn sync(&self) {
         let commits = std::mem::take(&mut *self.core.lock_commits());

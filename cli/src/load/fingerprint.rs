@@ -26,12 +26,12 @@ pub(super) fn of_inputs(
     slices: u32,
 ) -> Result<Fingerprint, Failure> {
     let Some(bytes_total) = inputs.iter().map(Input::len).sum::<Option<u64>>() else { return random() };
-    let mut progress = Progress::new("fingerprinting", Some(bytes_total));
+    let progress = Progress::new("fingerprinting", Some(bytes_total));
     let mut builder =
         Fingerprint::builder().format(format).text("codec", codec).number("slices", slices.into());
     for input in inputs {
-        let (len, content) = hash(&mut input.open()?, &mut progress)
-            .map_err(|error| Failure::io(&input.path, "read", &error))?;
+        let (len, content) =
+            hash(&mut input.open()?, &progress).map_err(|error| Failure::io(&input.path, "read", &error))?;
         builder = builder
             .bytes("input.name", input.name.as_os_str().as_bytes())
             .number("input.len", len)
@@ -40,7 +40,7 @@ pub(super) fn of_inputs(
     Ok(builder.finish())
 }
 
-fn hash(file: &mut File, progress: &mut Progress) -> io::Result<(u64, blake3::Hash)> {
+fn hash(file: &mut File, progress: &Progress) -> io::Result<(u64, blake3::Hash)> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut len_total = 0;

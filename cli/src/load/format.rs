@@ -42,12 +42,7 @@ impl Format {
     }
 
     /// Hands on every blob of an input, in order.
-    pub(super) fn walk(
-        self,
-        input: &Input,
-        progress: &mut Progress,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), Failure> {
+    pub(super) fn walk(self, input: &Input, progress: &Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
         if self == Format::Region {
             return walk_region(input, progress, sink);
         }
@@ -72,7 +67,7 @@ impl<'a> Stream<'a> {
         Ok(Stream { input, reader: BufReader::with_capacity(BUFFER_BYTES, input.open()?) })
     }
 
-    fn lines(&mut self, progress: &mut Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
+    fn lines(&mut self, progress: &Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
         let mut line = Vec::new();
         let mut number = 0;
         loop {
@@ -103,7 +98,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn frames(&mut self, progress: &mut Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
+    fn frames(&mut self, progress: &Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
         let (mut blob, mut number, mut offset) = (Vec::new(), 0, 0u64);
         loop {
             self.read(4, &mut blob)?;
@@ -141,7 +136,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn whole(&mut self, progress: &mut Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
+    fn whole(&mut self, progress: &Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
         let mut blob = Vec::new();
         self.read(u64::from(BLOB_BYTES_MAX) + 1, &mut blob)?;
         if blob.len() > BLOB_BYTES_MAX as usize {
@@ -171,7 +166,7 @@ impl<'a> Stream<'a> {
 }
 
 /// Region files are read from both ends, and verified before a blob is handed on.
-fn walk_region(input: &Input, progress: &mut Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
+fn walk_region(input: &Input, progress: &Progress, sink: &mut Sink<'_>) -> Result<(), Failure> {
     let region = RegionInput::open(&input.path)?;
     let ends = region.ends_if_any()?;
     let frame = region.frame(&ends)?;

@@ -123,10 +123,10 @@ impl Report {
         self.file_bytes = Some(input.file_bytes());
         let checksums = input.version() != Version::V1;
         self.checksums = Some(checksums);
-        let mut progress = Progress::new("verifying", Some(input.file_bytes()));
+        let progress = Progress::new("verifying", Some(input.file_bytes()));
         if !checksums {
             let decoder = RegionDecoder::stream();
-            return feed(&input, decoder, 0..input.file_bytes(), CHUNK_BYTES_MIN, &mut progress)
+            return feed(&input, decoder, 0..input.file_bytes(), CHUNK_BYTES_MIN, &progress)
                 .map_err(|stop| stop.error);
         }
         let ends = input.ends()?;
@@ -134,9 +134,9 @@ impl Report {
         self.blocks = Some(frame.block_count());
         let decoder = RegionDecoder::over(&frame, frame.whole());
         let range = decoder.feed_from()..decoder.feed_until();
-        feed(&input, decoder, range, chunk_bytes(&frame), &mut progress).or_else(|stop| {
+        feed(&input, decoder, range, chunk_bytes(&frame), &progress).or_else(|stop| {
             // The blobs can be followed no further, but each block can be told by itself.
-            self.list_damage(&input, &frame, stop.offset, &mut progress)?;
+            self.list_damage(&input, &frame, stop.offset, &progress)?;
             Err(stop.error)
         })
     }
@@ -147,7 +147,7 @@ impl Report {
         input: &RegionInput,
         frame: &Frame<'_>,
         offset: u64,
-        progress: &mut Progress,
+        progress: &Progress,
     ) -> Result<(), ReadError> {
         let body_end = frame.trailer().body_end;
         let mut block = offset / u64::from(frame.header().block_bytes);
@@ -235,7 +235,7 @@ fn feed(
     mut decoder: RegionDecoder<'_>,
     range: std::ops::Range<u64>,
     chunk_bytes: u64,
-    progress: &mut Progress,
+    progress: &Progress,
 ) -> Result<Verified, Stop> {
     let mut checked = range.start;
     let fed = input.chunks(range, chunk_bytes, |offset, chunk| {
