@@ -157,25 +157,39 @@ impl Load {
             input.check_unchanged()?;
         }
         // All are sealed before the first is closed: what fails until then leaves the old slices in place.
-        let sealed = open.seal()?;
+        let mut sealed = open.seal()?;
         drop(progress);
         let mut outcome = Outcome::of_load(self.state(), &self.key, fingerprint, &sealed);
+        // Slice 0 is committed after all others: a generation that has it is complete.
+        let first = sealed.remove(0);
         for slice in sealed {
             slice.close_for_writes().map_err(|error| Failure::cache(&error))?;
         }
-        outcome.seconds = Some(started.elapsed().as_secs_f64());
+        if !self.durable {
+            // Sealed is scannable; what is left is the way to the disk.
+            outcome.seconds = Some(started.elapsed().as_secs_f64());
+            self.tell(&outcome)?;
+            self.sync(&cache, &keys[1..])?;
+        }
+        first.close_for_writes().map_err(|error| Failure::cache(&error))?;
+        self.sync(&cache, &keys)?;
+        remove_others(&cache, &self.key, &keys)?;
         if self.durable {
-            remove_others(&cache, &self.key, &keys)?;
-            return self.tell(&outcome);
+            outcome.seconds = Some(started.elapsed().as_secs_f64());
+            self.tell(&outcome)?;
         }
-        self.tell(&outcome)?;
+        Ok(())
+    }
+
+    /// Waits until slices that were closed are on the disk.
+    fn sync(&self, cache: &Cache, keys: &[Key]) -> Result<(), Failure> {
         cache.sync();
-        if let Some(key) = keys.iter().find(|key| !cache.snap(key).status().durable) {
-            return Err(Failure::Cache(format!(
+        match keys.iter().find(|key| !cache.snap(key).status().durable) {
+            None => Ok(()),
+            Some(key) => Err(Failure::Cache(format!(
                 "{key} could be scanned but did not get to the disk; load it again with --durable to see why"
-            )));
+            ))),
         }
-        remove_others(&cache, &self.key, &keys)
     }
 
     fn check(&self) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ mod op;
 mod target;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use crate::cache::CacheOptions;
 use crate::failure::{Failure, shown};
+use crate::progress::Progress;
 use crate::stdout::Stdout;
 use op::{Op, Tally};
 use pelton::units::{Size, count, grouped};
@@ -50,16 +52,17 @@ impl Scan {
             Some(count) => builder.scan_threads(count.into()),
             None => builder,
         })?;
-        let found = self.key.newest(cache.search(self.key.pattern()));
-        if found.is_empty() {
+        let found = self.key.choose(cache.search(self.key.view())).map_err(|why| {
             let spindles: Vec<String> = self.cache.spindles.iter().map(|path| shown(path)).collect();
-            let (key, spindles) = (&self.key, spindles.join(", "));
-            return Err(Failure::Cache(format!("{key} is not in the cache at {spindles}")));
-        }
+            Failure::Cache(format!("{} {why} (looked in {})", self.key, spindles.join(", ")))
+        })?;
         let mut outcome = Outcome::new(&self.op, &found);
+        let bytes_total = found.iter().map(|status| status.blob_bytes).sum();
+        let progress = Arc::new(Progress::new("scanning", Some(bytes_total)));
         for status in &found {
-            self.scan(&cache, status, &mut outcome)?;
+            self.scan(&cache, status, &progress, &mut outcome)?;
         }
+        drop(progress);
         let mut stdout = Stdout::open()?;
         match self.json {
             true => stdout.line(serde_json::to_string(&outcome).expect("it has nothing that JSON lacks"))?,
@@ -68,16 +71,22 @@ impl Scan {
         stdout.flush()
     }
 
-    fn scan(&self, cache: &Cache, status: &SnapStatus, outcome: &mut Outcome) -> Result<(), Failure> {
+    fn scan(
+        &self,
+        cache: &Cache,
+        status: &SnapStatus,
+        progress: &Arc<Progress>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Failure> {
         let snap = cache.snap(&status.key);
         let wait = WARM_TIME_MIN + Duration::from_secs(status.file_bytes / WARM_BYTES_PER_SECOND);
         let lease =
             snap.lease(Want::Latest, Some(Instant::now() + wait)).map_err(|error| Failure::cache(&error))?;
-        let op = self.op.clone();
+        let (op, progress) = (self.op.clone(), progress.clone());
         let (tally, report) = lease
             .scan_with(
                 ScanOptions::default(),
-                move |blobs, tally: &mut Tally| op.fold(blobs, tally),
+                move |blobs, tally: &mut Tally| op.fold(blobs, tally, &progress),
                 Tally::merge,
             )
             .map_err(|error| Failure::cache(&error))?;

@@ -84,7 +84,7 @@ impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Short::Disk { free } => write!(f, "the disk has only {} free", Size(free)),
-            Short::Memory { free } => write!(f, "there are only {} of memory", Size(free)),
+            Short::Memory { free } => write!(f, "there is only {} of memory for it", Size(free)),
             Short::Slow { bytes_per_second } => write!(f, "the disk writes {}/s", Size(bytes_per_second)),
         }
     }

@@ -62,10 +62,6 @@ impl Row {
         self
     }
 
-    pub(super) fn rate(&self) -> f64 {
-        self.bytes_per_second.unwrap_or(0.0)
-    }
-
     /// The row as a line of at most 80 columns.
     pub(super) fn line(&self) -> String {
         let amount = self.bytes.map(|bytes| Size(bytes).to_string()).unwrap_or_default();
