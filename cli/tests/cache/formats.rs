@@ -112,8 +112,11 @@ fn no_blobs_at_all_are_an_answer_too() {
 #[test]
 fn packed_parcels_bring_the_same_blobs() {
     let blobs = sample_blobs(30_000);
-    let story = Story::new();
-    story.write("in", framed(&blobs));
-    story.load("framed", &["--codec", "lz4", "--align", "64", "--deal", "least-bytes"]);
-    story.holds(&blobs, &[]);
+    let codecs: &[&str] = if cfg!(feature = "zstd") { &["none", "lz4", "zstd"] } else { &["none", "lz4"] };
+    for codec in codecs {
+        let story = Story::new();
+        story.write("in", framed(&blobs));
+        story.load("framed", &["--codec", codec, "--align", "64", "--deal", "least-bytes"]);
+        story.holds(&blobs, &[]);
+    }
 }

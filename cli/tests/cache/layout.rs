@@ -72,3 +72,24 @@ fn without_a_clock_the_newest_generation_is_scanned() {
     story.scan_finds("d/v@20", &blobs, &[]);
     assert_eq!(story.json(&["scan", "d/v"])["key"], "d/v@1000#0");
 }
+
+/// Goal: a generation that lacks a slice is scanned only by its name. Method: a complete one, a newer one with
+/// slice 1 alone, and a view that has nothing but slice 3.
+#[test]
+fn without_a_clock_only_a_complete_generation_is_scanned() {
+    let blobs = sample_blobs(200);
+    let story = Story::new();
+    story.write("in", framed(&blobs));
+    story.load("framed", &["--slices", "2"]);
+    let load = |key: &str| story.json(&["load", key, "--from", "in", "--format", "framed"]);
+    load("d/v@2#1");
+    load("d/w@5#3");
+    assert_eq!(story.json(&["scan", "d/v"])["key"], "d/v@1");
+    assert_eq!(story.json(&["scan", "d/v#1"])["key"], "d/v@1#1");
+    story.scan_finds("d/v@2", &blobs, &[]);
+    story.run(&["scan", "d/w"]).fails_saying(&["d/w is in no complete generation", "clock 5"]);
+    story.run(&["scan", "d/v#7"]).fails_saying(&["d/v#7 is in no complete generation"]);
+    // The slice that was missing makes it complete.
+    load("d/v@2#0");
+    assert_eq!(story.json(&["scan", "d/v"])["key"], "d/v@2");
+}

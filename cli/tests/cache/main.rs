@@ -1,10 +1,11 @@
-//! Stories of `pelton load` and `pelton scan`, told with the real binary.
+//! Stories of `pelton load`, `pelton scan` and `pelton demo`, told with the real binary.
 //!
 //! Each command is a process of its own, so every scan after a load is also a restart. Each test has a
 //! folder of its own, and what a scan says is compared with what is computed over the input here.
 #![allow(missing_docs, reason = "a test's name is its claim")]
 
 mod again;
+mod demo;
 mod formats;
 mod layout;
 mod refusal;
@@ -87,6 +88,7 @@ impl Story {
             let report = &said["report"];
             assert!(report["region_bytes"].as_u64().unwrap() >= bytes as u64, "{said}");
             assert!(report["wall_seconds"].is_f64() && report["threads"].is_u64(), "{said}");
+            assert!(said["key"].as_str().unwrap().starts_with("d/v@") && said["slices"].is_u64(), "{said}");
         }
     }
 }

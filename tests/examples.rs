@@ -1,0 +1,26 @@
+//! The examples, run as part of the tests: what people copy must work.
+
+// Each example has a `main`, which nobody calls here.
+#[allow(dead_code)]
+#[path = "../examples/load_and_scan.rs"]
+mod load_and_scan;
+#[allow(dead_code)]
+#[path = "../examples/own_threads.rs"]
+mod own_threads;
+#[allow(dead_code)]
+#[path = "../examples/producers.rs"]
+mod producers;
+
+/// The second run finds the first one's slices, and loads them anew.
+#[test]
+fn examples_find_what_they_load_also_when_run_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let spindle = folder.path().join("pelton-data");
+    for _ in 0..2 {
+        assert_eq!(load_and_scan::run(&spindle).unwrap(), 3);
+        assert_eq!(own_threads::run(&spindle).unwrap(), "99999".len());
+        // Each sensor's number, and 0 to 99 a hundred times over, from each of four.
+        let sum = (0 + 1 + 2 + 3) * 10_000 + 4 * 100 * (99 * 100 / 2);
+        assert_eq!(producers::run(&spindle).unwrap(), (40_000, sum));
+    }
+}
