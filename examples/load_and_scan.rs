@@ -2,7 +2,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use pelton::{Cache, Fingerprint, Key, LoadPlan, ParcelBuilder, Want};
+use pelton::{Cache, Durability, Fingerprint, Key, LoadPlan, ParcelBuilder, Want};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let found = run(Path::new("pelton-data"))?;
@@ -16,7 +16,8 @@ pub(crate) fn run(spindle: &Path) -> Result<usize, Box<dyn Error>> {
     let key: Key = "example/words@1#0".parse()?;
 
     // The fingerprint stands for what decides the blobs. Another one makes other blobs.
-    let plan = LoadPlan::new(Fingerprint::builder().source("words, version 1").finish());
+    let mut plan = LoadPlan::new(Fingerprint::builder().source("words, version 1").finish());
+    plan.durability = Durability::Wait; // Closing returns when the slice would survive a power cut.
     let writer = cache.snap(&key).open_for_writes(plan)?;
     let mut parcel = ParcelBuilder::default();
     for word in ["spindle", "region", "parcel", "slice", "impeller"] {

@@ -6,7 +6,9 @@ use std::error::Error;
 use std::path::Path;
 use std::thread;
 
-use pelton::{Cache, Fingerprint, Key, Lease, LoadPlan, ParcelBuilder, Partition, ScanError, Want};
+use pelton::{
+    Cache, Durability, Fingerprint, Key, Lease, LoadPlan, ParcelBuilder, Partition, ScanError, Want,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("the longest number has {} digits", run(Path::new("pelton-data"))?);
@@ -19,6 +21,7 @@ pub(crate) fn run(spindle: &Path) -> Result<usize, Box<dyn Error>> {
     let key: Key = "example/numbers@1#0".parse()?;
     let mut plan = LoadPlan::new(Fingerprint::builder().source("numbers, version 1").finish());
     plan.regions = Some(4); // As many as threads will scan.
+    plan.durability = Durability::Wait;
     let writer = cache.snap(&key).open_for_writes(plan)?;
     let mut parcel = ParcelBuilder::default();
     for number in 0..100_000 {

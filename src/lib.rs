@@ -47,3 +47,8 @@ pub use pelton_region_format::{
     encode_to_vec, encode_v1_to_vec,
 };
 pub use pelton_worker::*;
+
+/// The README's Rust code is compiled with the tests, so that it can't promise what is not there.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
