@@ -19,8 +19,8 @@ fn examples_find_what_they_load_also_when_run_again() {
     for _ in 0..2 {
         assert_eq!(load_and_scan::run(&spindle).unwrap(), 3);
         assert_eq!(own_threads::run(&spindle).unwrap(), "99999".len());
-        // Each sensor's number, and 0 to 99 a hundred times over, from each of four.
-        let sum = (0 + 1 + 2 + 3) * 10_000 + 4 * 100 * (99 * 100 / 2);
+        // Sensors 0 to 3 tell their number each time, and 0 to 99 a hundred times over.
+        let sum = (1 + 2 + 3) * 10_000 + 4 * 100 * (99 * 100 / 2);
         assert_eq!(producers::run(&spindle).unwrap(), (40_000, sum));
     }
 }
