@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use pelton::{Cache, ScanOptions, SnapStatus, Want};
+use pelton::{Cache, ScanOptions, ScanReport, SnapStatus, Want, Way};
 use serde::Serialize;
 
 use crate::cache::CacheOptions;
@@ -90,7 +90,7 @@ impl Scan {
                 Tally::merge,
             )
             .map_err(|error| Failure::cache(&error))?;
-        outcome.add(&tally, report.region_bytes, report.wall, report.threads);
+        outcome.add(&tally, &report);
         // The next slice may need the memory.
         drop(lease);
         snap.evict();
@@ -116,8 +116,18 @@ struct Outcome {
 #[derive(Default, Serialize)]
 struct Report {
     region_bytes: u64,
+    /// By where they were: memory of our own, mapped files, the disk.
+    image_bytes: u64,
+    map_bytes: u64,
+    stream_bytes: u64,
     wall_seconds: f64,
+    cpu_seconds: f64,
+    waited_seconds: f64,
+    faults_major: u64,
+    /// Of the slice whose regions took least alike.
+    skew: f64,
     threads: usize,
+    threads_pinned: usize,
 }
 
 impl Outcome {
@@ -140,7 +150,7 @@ impl Outcome {
         }
     }
 
-    fn add(&mut self, tally: &Tally, region_bytes: u64, wall: Duration, threads: usize) {
+    fn add(&mut self, tally: &Tally, scan: &ScanReport) {
         self.count += tally.count;
         self.bytes += tally.bytes;
         if let Some(crc32c) = &mut self.crc32c {
@@ -149,9 +159,18 @@ impl Outcome {
         if let Some(matches) = &mut self.matches {
             *matches += tally.matches;
         }
-        self.report.region_bytes += region_bytes;
-        self.report.wall_seconds += wall.as_secs_f64();
-        self.report.threads = self.report.threads.max(threads);
+        let report = &mut self.report;
+        report.region_bytes += scan.region_bytes;
+        report.image_bytes += scan.bytes_by(Way::Image);
+        report.map_bytes += scan.bytes_by(Way::Map);
+        report.stream_bytes += scan.bytes_by(Way::Stream);
+        report.wall_seconds += scan.wall.as_secs_f64();
+        report.cpu_seconds += scan.cpu.as_secs_f64();
+        report.waited_seconds += scan.waited.as_secs_f64();
+        report.faults_major += scan.faults_major;
+        report.skew = report.skew.max(scan.skew());
+        report.threads = report.threads.max(scan.threads);
+        report.threads_pinned = report.threads_pinned.max(scan.threads_pinned);
     }
 }
 
@@ -165,7 +184,7 @@ impl fmt::Display for Outcome {
         if let Some(matches) = self.matches {
             write!(f, ", {} with the text", grouped(matches))?;
         }
-        let Report { region_bytes, wall_seconds, threads } = self.report;
+        let Report { region_bytes, wall_seconds, threads, .. } = self.report;
         let (regions, wall) = (Size(region_bytes), Duration::from_secs_f64(wall_seconds));
         write!(f, "; scanned {regions} of regions in {wall:.1?} on {}", count(threads as u64, "thread"))
     }

@@ -88,6 +88,14 @@ impl Story {
             let report = &said["report"];
             assert!(report["region_bytes"].as_u64().unwrap() >= bytes as u64, "{said}");
             assert!(report["wall_seconds"].is_f64() && report["threads"].is_u64(), "{said}");
+            let ways = ["image_bytes", "map_bytes", "stream_bytes"].map(|way| report[way].as_u64().unwrap());
+            assert_eq!(ways.iter().sum::<u64>(), report["region_bytes"], "{said}");
+            for seconds in ["cpu_seconds", "waited_seconds", "skew"] {
+                assert!(report[seconds].as_f64().unwrap() >= 0.0, "{seconds}: {said}");
+            }
+            for count in ["faults_major", "threads_pinned"] {
+                assert!(report[count].is_u64(), "{count}: {said}");
+            }
             assert!(said["key"].as_str().unwrap().starts_with("d/v@") && said["slices"].is_u64(), "{said}");
         }
     }

@@ -66,6 +66,8 @@ fn a_slice_larger_than_the_memory_is_still_loaded_and_scanned() {
     assert_eq!((&said["count"], &said["bytes"]), (&96.into(), &(96u64 << 20).into()));
     story.scan_finds("d/v@1", &blobs, &["--memory", "512MiB"]);
     story.scan_finds("d/v@1", &blobs, &["--memory", "64MiB"]);
+    let report = &story.json(&["scan", "d/v@1", "--memory", "64MiB"])["report"];
+    assert_eq!(report["stream_bytes"], report["region_bytes"], "it was read as a stream");
 }
 
 #[test]
