@@ -8,5 +8,7 @@ pub(crate) mod manifest;
 #[cfg_attr(not(test), expect(dead_code, reason = "snaps do not keep metrics yet"))]
 pub(crate) mod metrics;
 pub(crate) mod recovery;
+#[cfg_attr(not(test), expect(dead_code, reason = "the entry is not built on it yet"))]
+pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod warm;
