@@ -282,9 +282,16 @@ enum Job {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Failure {
-    fingerprint: Fingerprint,
+    what: Tried,
     in_a_row: u32,
     until: Duration,
+}
+
+/// A load that fails says nothing about the files that are there, and another fingerprint is another load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Tried {
+    Load(Fingerprint),
+    Warming(Version),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -380,10 +387,9 @@ impl Decider {
             Some(hot) if hot.empty => SnapState::NoData,
             Some(_) => SnapState::Hot,
             None => match self.on_disk() {
-                Some(version) if self.fails(now, version.fingerprint).is_some() => SnapState::Failed,
+                _ if self.failed_until(now).is_some() => SnapState::Failed,
                 Some(_) => SnapState::Warm,
                 None if self.load.is_some() => SnapState::Loading,
-                None if self.failed_until(now).is_some() => SnapState::Failed,
                 None => SnapState::Cold,
             },
         }
@@ -410,9 +416,14 @@ impl Decider {
         self.job.is_some() || waits || self.load.is_some_and(|load| load.sealed)
     }
 
-    /// Until when nothing is tried after a failure.
+    /// Until when a failed snap stays so.
     pub(crate) fn failed_until(&self, now: Duration) -> Option<Duration> {
-        self.failure.map(|failure| failure.until).filter(|until| now < *until)
+        match (&self.hot, self.on_disk(), self.load) {
+            (Some(_), ..) => None,
+            (None, Some(version), _) => self.failed(now, |tried| tried == Tried::Warming(version)),
+            (None, None, Some(_)) => None,
+            (None, None, None) => self.failed(now, |tried| matches!(tried, Tried::Load(_))),
+        }
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
@@ -468,7 +479,7 @@ impl Decider {
                 return Ok(Answer::Lease(version));
             }
             if self.warming.is_none() {
-                if let Some(until) = self.fails(now, version.fingerprint) {
+                if let Some(until) = self.failed(now, |tried| tried == Tried::Warming(version)) {
                     return Ok(Answer::Failed { until });
                 }
                 self.warming = Some(version);
@@ -481,13 +492,17 @@ impl Decider {
             return Err(Awaits::Load(load.version));
         }
         let Some(offer) = offer else {
-            return Ok(match (known, self.failed_until(now)) {
+            let failed = self.failed(now, |tried| match tried {
+                Tried::Load(fingerprint) => want.is_none_or(|want| want == fingerprint),
+                Tried::Warming(_) => false,
+            });
+            return Ok(match (known, failed) {
                 (Some(other), _) => Answer::OtherFingerprint(other.fingerprint),
                 (None, Some(until)) => Answer::Failed { until },
                 (None, None) => Answer::NotThere,
             });
         };
-        if let Some(until) = self.fails(now, offer.fingerprint) {
+        if let Some(until) = self.failed(now, |tried| tried == Tried::Load(offer.fingerprint)) {
             return Ok(Answer::Failed { until });
         }
         if self.load.is_some() {
@@ -621,7 +636,7 @@ impl Decider {
     fn load_failed(&mut self, now: Duration, version: Version, commands: &mut Vec<Command>) {
         assert!(self.load.is_some_and(|load| load.version == version), "who fails was told to load");
         self.load = None;
-        self.fail(now, version.fingerprint);
+        self.fail(now, Tried::Load(version.fingerprint));
         self.tell(Awaits::Load(version), Answer::LoadFailed, commands);
     }
 
@@ -695,7 +710,7 @@ impl Decider {
     fn warm_failed(&mut self, now: Duration, version: Version, commands: &mut Vec<Command>) {
         if self.warming == Some(version) {
             self.warming = None;
-            self.fail(now, version.fingerprint);
+            self.fail(now, Tried::Warming(version));
             self.tell(Awaits::Warming(version), Answer::WarmFailed, commands);
         }
     }
@@ -879,18 +894,18 @@ impl Decider {
         self.named.filter(|named| !named.doomed).map(|named| named.version)
     }
 
-    fn fail(&mut self, now: Duration, fingerprint: Fingerprint) {
-        let before = self.failure.filter(|failure| failure.fingerprint == fingerprint);
+    fn fail(&mut self, now: Duration, what: Tried) {
+        let before = self.failure.filter(|failure| failure.what == what);
         let in_a_row = before.map_or(0, |failure| failure.in_a_row).saturating_add(1);
         let doubled = self.limits.heal_min.saturating_mul(1 << (in_a_row - 1).min(20));
         let until = now.saturating_add(doubled.min(self.limits.heal_max));
-        self.failure = Some(Failure { fingerprint, in_a_row, until });
+        self.failure = Some(Failure { what, in_a_row, until });
     }
 
-    /// Until when this is not tried again.
-    fn fails(&self, now: Duration, fingerprint: Fingerprint) -> Option<Duration> {
-        self.failed_until(now)
-            .filter(|_| self.failure.is_some_and(|failure| failure.fingerprint == fingerprint))
+    /// Until when one of these is not tried again.
+    fn failed(&self, now: Duration, is_one: impl Fn(Tried) -> bool) -> Option<Duration> {
+        let failure = self.failure.filter(|failure| now < failure.until && is_one(failure.what));
+        failure.map(|failure| failure.until)
     }
 
     fn check(&self) {
