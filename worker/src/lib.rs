@@ -23,6 +23,7 @@ mod scan;
 mod slice;
 mod snap;
 mod spindle;
+mod sync;
 mod sys;
 pub mod tender;
 pub mod units;

@@ -1,6 +1,9 @@
 //! The cache entry that owns a slice: what it is, where it lies, who holds it.
 
 pub(crate) mod commit;
+#[cfg_attr(test, allow(dead_code, reason = "the entry is not built on it yet"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the entry is not built on it yet"))]
+pub(crate) mod desk;
 pub(crate) mod entry;
 pub(crate) mod hot;
 pub(crate) mod manifest;
@@ -12,3 +15,8 @@ pub(crate) mod recovery;
 pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod warm;
+
+use crate::sync;
+
+#[cfg(test)]
+mod schedules;

@@ -493,6 +493,8 @@ impl World {
             (_, Answer::Again) => fail_unless!(self.gone),
             (Asked::Lease { want, offer }, Answer::NotThere) => {
                 fail_unless!(content.is_none() && offer.is_none_or(|offer| !wants(want, offer)));
+                let coming = self.load.or(self.load_commits).filter(|load| wants(want, *load));
+                fail_unless!(coming.is_none(), "{coming:?} is being loaded");
             }
             (Asked::Lease { want, offer }, Answer::OtherFingerprint(found)) => {
                 fail_unless!(content.is_some_and(|content| content.fingerprint == found));
@@ -633,11 +635,10 @@ impl World {
                     commands.insert(0, Command::RemoveFiles(version));
                 }
             }
-            (Mistake::EachAskLoads, Event::Lease { waiter, offer: Some(offer), .. }) => {
+            (Mistake::EachAskLoads, Event::Lease { offer: Some(offer), .. }) => {
                 let answered = commands.iter().any(is_answer);
                 if !answered && !commands.contains(&Command::StartLoad(offer)) {
                     commands.push(Command::StartLoad(offer));
-                    let _ = waiter;
                 }
             }
             (Mistake::ReplacedIsLeased, Event::Warmed { version }) => {
@@ -668,7 +669,8 @@ impl World {
                 commands.retain(|command| !matches!(command, Command::DropMemory(_)));
             }
             (Mistake::GoneIsUsed, Event::Erase { .. }) => {
-                if commands.iter().any(|command| matches!(command, Command::Answer(_, Answer::Erased))) {
+                let erased = |command: &Command| matches!(command, Command::Answer(_, Answer::Erased));
+                if commands.iter().any(erased) {
                     self.decider = Decider::cold(Limits::default());
                 }
             }
