@@ -26,6 +26,7 @@ mod sync {
 }
 
 #[allow(dead_code, reason = "schedules have no clock, so nobody waits to a deadline")]
+#[allow(clippy::duplicate_mod, reason = "the same code over other locks")]
 #[path = "desk.rs"]
 mod desk;
 
