@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// How many of the words have an r.
 pub(crate) fn run(spindle: &Path) -> Result<usize, Box<dyn Error>> {
-    let cache = Cache::builder().spindle(spindle).open()?;
+    let cache = Cache::builder().spindle(spindle, None).open()?;
     let key: Key = "example/words@1#0".parse()?;
 
     // The fingerprint stands for what decides the blobs. Another one makes other blobs.

@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// How long the longest blob is.
 pub(crate) fn run(spindle: &Path) -> Result<usize, Box<dyn Error>> {
-    let cache = Cache::builder().spindle(spindle).open()?;
+    let cache = Cache::builder().spindle(spindle, None).open()?;
     let key: Key = "example/numbers@1#0".parse()?;
     let mut plan = LoadPlan::new(Fingerprint::builder().source("numbers, version 1").finish());
     plan.regions = Some(4); // As many as threads will scan.

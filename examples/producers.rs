@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// How many readings there are, and their sum.
 pub(crate) fn run(spindle: &Path) -> Result<(u64, u64), Box<dyn Error>> {
-    let cache = Cache::builder().spindle(spindle).open()?;
+    let cache = Cache::builder().spindle(spindle, None).open()?;
     let key: Key = "example/readings@1#0".parse()?;
     let mut plan = LoadPlan::new(Fingerprint::builder().source("readings, version 1").finish());
     plan.durability = Durability::Wait; // Closing returns when the slice would survive a power cut.

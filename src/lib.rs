@@ -7,7 +7,7 @@
 //! use pelton::{Cache, Fingerprint, Key, LoadPlan, ParcelBuilder, Want};
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("spindle");
-//! let cache = Cache::builder().spindle(path).open()?;
+//! let cache = Cache::builder().spindle(path, None).open()?;
 //! let key: Key = "shop/orders@1719878400000#0".parse()?;
 //!
 //! let plan = LoadPlan::new(Fingerprint::builder().source("v1").finish());

@@ -43,7 +43,7 @@ fn sample(count: usize, seed: u64) -> Vec<Vec<u8>> {
 fn cache(folder: &Path, spindles: usize, engine: IoEngine) -> Cache {
     let mut builder = Cache::builder().memory(1 << 30).engine(engine).scan_threads(2);
     for number in 0..spindles {
-        builder = builder.spindle(folder.join(format!("spindle-{number}")));
+        builder = builder.spindle(folder.join(format!("spindle-{number}")), None);
     }
     builder.open().unwrap()
 }
@@ -319,7 +319,7 @@ fn more_than_the_plan_allows_ends_the_load() {
 #[test]
 fn a_load_larger_than_memory_goes_through_and_reads_back() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || Cache::builder().memory(64 << 20).spindle(folder.path().join("s")).open().unwrap();
+    let open = || Cache::builder().memory(64 << 20).spindle(folder.path().join("s"), None).open().unwrap();
     let key: Key = "test/large@1#0".parse().unwrap();
     let cache = open();
     let writer = cache.snap(&key).open_for_writes(plan(1, 2, WritePath::Auto)).unwrap();
@@ -352,7 +352,7 @@ fn a_load_larger_than_memory_goes_through_and_reads_back() {
 #[test]
 fn two_caches_on_one_folder_are_refused_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || Cache::builder().memory(1 << 30).spindle(folder.path().join("s")).open();
+    let open = || Cache::builder().memory(1 << 30).spindle(folder.path().join("s"), None).open();
     let first = open().unwrap();
     let error = open().err().expect("the folder is held");
     let said = std::error::Error::source(&error).expect("it says why").to_string();
@@ -366,7 +366,8 @@ fn two_caches_on_one_folder_are_refused_at_once() {
 #[test]
 fn a_slice_larger_than_memory_is_streamed_when_leased() {
     let folder = tempfile::tempdir().unwrap();
-    let open = |memory| Cache::builder().memory(memory).spindle(folder.path().join("s")).open().unwrap();
+    let open =
+        |memory| Cache::builder().memory(memory).spindle(folder.path().join("s"), None).open().unwrap();
     let key: Key = "test/together@1#0".parse().unwrap();
     let blobs: Vec<Vec<u8>> = (0..80).map(|number| vec![number; 1 << 20]).collect();
     load(&open(1 << 30), &key, plan(1, 4, WritePath::Direct), &blobs, Codec::None);
@@ -395,7 +396,7 @@ fn a_slice_larger_than_memory_is_streamed_when_leased() {
 #[test]
 fn many_loads_at_once_finish_on_a_small_budget() {
     let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::builder().memory(64 << 20).spindle(folder.path().join("s")).open().unwrap();
+    let cache = Cache::builder().memory(64 << 20).spindle(folder.path().join("s"), None).open().unwrap();
     std::thread::scope(|scope| {
         for number in 0..12u32 {
             let cache = &cache;

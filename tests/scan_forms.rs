@@ -79,7 +79,7 @@ fn cache_of(
 ) -> Cache {
     let mut builder = Cache::builder().memory(memory).scan_threads(2);
     for number in 0..spindles {
-        builder = builder.spindle(folder.join(format!("spindle-{number}")));
+        builder = builder.spindle(folder.join(format!("spindle-{number}")), None);
     }
     set(builder).open().unwrap()
 }

@@ -1,34 +1,68 @@
-//! What all commands on a cache have in common: where it is and what memory it may use.
+//! What all commands on a cache have in common: where it is, what it may use, and the file that says so.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pelton::{Cache, CacheBuilder};
-
-use crate::failure::Failure;
 use pelton::units::parse_size;
+use pelton::{Cache, CacheBuilder, Config, SpindleConfig};
 
-/// The options that say which cache it is.
+use crate::failure::{Failure, shown};
+use crate::say;
+
+/// The folder of a cache of which nobody said where it is.
+const SPINDLE_DEFAULT: &str = "./pelton-data";
+
+/// The options that say which cache it is. Each overrides what the file says.
 #[derive(Args)]
 pub(crate) struct CacheOptions {
-    /// A folder of the cache on one disk; give it once for each disk
-    #[arg(long = "spindle", value_name = "DIR", default_value = "./pelton-data")]
-    pub(crate) spindles: Vec<PathBuf>,
+    /// A folder of the cache on one disk, and how much it may hold, like /mnt/nvme0/cache:400GiB; give it once
+    /// for each disk [default: ./pelton-data, and half of what is free]
+    #[arg(long = "spindle", value_name = "DIR[:SIZE]")]
+    spindles: Vec<SpindleConfig>,
     /// How much memory the cache may use, like 512MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) memory: Option<u64>,
+    memory: Option<u64>,
+    /// A TOML file with the cache's settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl CacheOptions {
-    /// Opens the cache, with what the command itself has to set. Folders that are missing are made.
-    pub(crate) fn open(&self, set: impl FnOnce(CacheBuilder) -> CacheBuilder) -> Result<Cache, Failure> {
-        let mut builder = Cache::builder();
-        for spindle in &self.spindles {
-            builder = builder.spindle(spindle);
+    /// What the file says, and the options over it.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let mut config = match &self.config {
+            Some(path) => read(path)?,
+            None => Config::default(),
+        };
+        if !self.spindles.is_empty() {
+            config.spindles = self.spindles.clone();
+        } else if config.spindles.is_empty() {
+            config.spindles = vec![SpindleConfig::new(SPINDLE_DEFAULT)];
         }
-        if let Some(bytes) = self.memory {
-            builder = builder.memory(bytes);
-        }
-        set(builder).open().map_err(|error| Failure::cache(&error))
+        config.memory = self.memory.or(config.memory);
+        Ok(config)
     }
+}
+
+/// Opens the cache. Folders that are missing are made.
+pub(crate) fn open(config: Config) -> Result<Cache, Failure> {
+    let cache = CacheBuilder::from_config(config).open().map_err(|error| Failure::cache(&error))?;
+    for spindle in cache.spindles() {
+        if let Some(other) = &spindle.shares_disk_with {
+            let (folder, other) = (shown(&spindle.folder), shown(other));
+            say(&format!(
+                "the spindles {folder} and {other} share a file system: they fill and fail together"
+            ));
+        }
+    }
+    Ok(cache)
+}
+
+fn read(path: &Path) -> Result<Config, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| Failure::io(path, "read", &error))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        Failure::file(path, format!("line {line}: {}", error.message()))
+    })
 }

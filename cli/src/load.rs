@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use pelton::{Cache, Durability, Fingerprint, Key, LoadPlan, SealedSlice};
+use pelton::{Cache, Config, Durability, Fingerprint, Key, LoadPlan, SealedSlice};
 use serde::Serialize;
 
-use crate::cache::CacheOptions;
+use crate::cache::{self, CacheOptions};
 use crate::failure::{Failure, shown};
 use crate::progress::Progress;
 use crate::region::alignment;
@@ -129,8 +129,9 @@ impl Load {
         let slices = self.slices.unwrap_or(1);
         let regions = self.regions.unwrap_or_else(cores);
         let inputs = input::find(&self.from)?;
-        self.check_apart()?;
-        let cache = self.cache.open(|builder| builder)?;
+        let config = self.cache.config()?;
+        self.check_apart(&config)?;
+        let cache = cache::open(config)?;
         let fingerprint = match self.fingerprint {
             Some(fingerprint) => fingerprint,
             None => fingerprint::of_inputs(&inputs, self.format.name(), self.codec.name(), slices)?,
@@ -169,27 +170,16 @@ impl Load {
             // Sealed is scannable; what is left is the way to the disk.
             outcome.seconds = Some(started.elapsed().as_secs_f64());
             self.tell(&outcome)?;
-            self.sync(&cache, &keys[1..])?;
+            sync(&cache)?;
         }
         first.close_for_writes().map_err(|error| Failure::cache(&error))?;
-        self.sync(&cache, &keys)?;
+        sync(&cache)?;
         remove_others(&cache, &self.key, &keys)?;
         if self.durable {
             outcome.seconds = Some(started.elapsed().as_secs_f64());
             self.tell(&outcome)?;
         }
         Ok(())
-    }
-
-    /// Waits until slices that were closed are on the disk.
-    fn sync(&self, cache: &Cache, keys: &[Key]) -> Result<(), Failure> {
-        cache.sync();
-        match keys.iter().find(|key| !cache.snap(key).status().durable) {
-            None => Ok(()),
-            Some(key) => Err(Failure::Cache(format!(
-                "{key} could be scanned but did not get to the disk; load it again with --durable to see why"
-            ))),
-        }
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -204,10 +194,10 @@ impl Load {
     }
 
     /// Refuses to load the cache's own files, which the next load would find to be others.
-    fn check_apart(&self) -> Result<(), Failure> {
+    fn check_apart(&self, config: &Config) -> Result<(), Failure> {
         let Ok(from) = self.from.canonicalize() else { return Ok(()) }; // Standard input, for example.
         let inside = |spindle: &&PathBuf| spindle.canonicalize().is_ok_and(|path| path.starts_with(&from));
-        match self.cache.spindles.iter().find(inside) {
+        match config.spindles.iter().map(|spindle| &spindle.path).find(inside) {
             Some(spindle) => {
                 let spindle = shown(spindle);
                 Err(Failure::file(
@@ -232,6 +222,11 @@ impl Load {
         // At once: without --durable the commit is still to come.
         stdout.flush()
     }
+}
+
+/// Waits until slices that were closed are on the disk.
+fn sync(cache: &Cache) -> Result<(), Failure> {
+    cache.sync(None).map_err(|error| Failure::cache(&error))
 }
 
 /// Whether exactly these slices are there, each with the fingerprint.

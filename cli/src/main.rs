@@ -71,6 +71,6 @@ fn main() -> ExitCode {
 }
 
 /// One line on standard error.
-fn say(message: &dyn std::fmt::Display) {
+pub(crate) fn say(message: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "pelton: {message}");
 }

@@ -4,6 +4,7 @@ mod op;
 mod target;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use clap::Args;
 use pelton::{Cache, ScanOptions, ScanReport, SnapStatus, Want, Way};
 use serde::Serialize;
 
-use crate::cache::CacheOptions;
+use crate::cache::{self, CacheOptions};
 use crate::failure::{Failure, shown};
 use crate::progress::Progress;
 use crate::stdout::Stdout;
@@ -45,15 +46,17 @@ pub(crate) struct Scan {
 impl Scan {
     pub(crate) fn run(self) -> Result<(), Failure> {
         // A cache would make them, and then there would be nothing in them.
-        if let Some(missing) = self.cache.spindles.iter().find(|spindle| !spindle.exists()) {
+        let mut config = self.cache.config()?;
+        let spindles: Vec<PathBuf> = config.spindles.iter().map(|spindle| spindle.path.clone()).collect();
+        if let Some(missing) = spindles.iter().find(|spindle| !spindle.exists()) {
             return Err(Failure::file(missing, "there is no such spindle; load something first"));
         }
-        let cache = self.cache.open(|builder| match self.threads {
-            Some(count) => builder.scan_threads(count.into()),
-            None => builder,
-        })?;
+        if let Some(count) = self.threads {
+            config.scan_threads = Some(count.into());
+        }
+        let cache = cache::open(config)?;
         let found = self.key.choose(cache.search(self.key.view())).map_err(|why| {
-            let spindles: Vec<String> = self.cache.spindles.iter().map(|path| shown(path)).collect();
+            let spindles: Vec<String> = spindles.iter().map(|path| shown(path)).collect();
             Failure::Cache(format!("{} {why} (looked in {})", self.key, spindles.join(", ")))
         })?;
         let mut outcome = Outcome::new(&self.op, &found);

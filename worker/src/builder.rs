@@ -1,6 +1,6 @@
 //! How a cache is set up and opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,8 @@ use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig, Veri
 use crate::scan::threads::ScanThreads;
 use crate::snap::recovery::recover;
 use crate::spindle::engine::EngineKind;
-use crate::spindle::held::{Spindle, SpindlePlan};
+use crate::spindle::health::HealthLimits;
+use crate::spindle::held::{Spindle, SpindlePlan, share_disk};
 use crate::spindle::identity::NetworkFolders;
 
 /// Sets up a cache. Everything but the spindles has a default that fits the machine.
@@ -44,9 +45,22 @@ pub enum CacheError {
 }
 
 impl CacheBuilder {
-    /// Adds a folder on a disk. It is made if it is missing, and must be empty or a spindle already.
-    pub fn spindle(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.config.spindles.push(SpindleConfig::new(folder));
+    /// With all settings from a [`Config`], which may have come from a file. What is called after it adds to
+    /// them or overrides them.
+    pub fn from_config(config: Config) -> Self {
+        CacheBuilder { config }
+    }
+
+    /// Adds a folder on a disk, and how many bytes it may hold: a number, or `None` for half of what is free
+    /// for it when the cache opens. The folder is made if it is missing, and must be empty or a spindle already.
+    pub fn spindle(mut self, folder: impl Into<PathBuf>, capacity: impl Into<Option<u64>>) -> Self {
+        self.config.spindles.push(SpindleConfig { path: folder.into(), capacity: capacity.into() });
+        self
+    }
+
+    /// How much every spindle's file system keeps free, whatever the capacity says.
+    pub fn free_floor(mut self, bytes: u64) -> Self {
+        self.config.free_floor = Some(bytes);
         self
     }
 
@@ -98,41 +112,83 @@ impl CacheBuilder {
     /// [`CacheError`].
     pub fn open(self) -> Result<Cache, CacheError> {
         let settings = self.config.settle(&Host::of_this_process())?;
-        let spindles = open_spindles(&settings)?;
-        let mut recovered = recover(&spindles).map_err(|source| CacheError::Recovery { source })?;
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        Ok(Cache::from_core(CacheCore::new(
-            spindles,
-            settings.memory,
-            settings.buffers,
-            settings.streams,
-            settings.verify,
-            usize::try_from(settings.piece_bytes).expect("pieces are a few MiB"),
-            Arc::new(ScanThreads::new(settings.scan_threads, settings.scan_cores)),
-            epoch,
-            std::mem::take(&mut recovered.slices),
-            recovered.next_load,
-            recovered.report,
-        )))
-    }
-}
-
-fn open_spindles(settings: &Settings) -> Result<Vec<Arc<Spindle>>, CacheError> {
-    let plan = SpindlePlan {
-        impellers: settings.impellers,
-        depth: settings.depth,
-        queue_bytes_max: settings.queue_bytes_max,
-        engine: match settings.engine {
+        let engine = match settings.engine {
             IoEngine::Auto => EngineKind::Auto,
             IoEngine::Uring => EngineKind::Uring,
             IoEngine::Threads => EngineKind::Threads,
-        },
-        network: if settings.network_folders { NetworkFolders::Accept } else { NetworkFolders::Refuse },
-    };
-    let open = |(number, spindle): (usize, &SpindleConfig)| {
-        Spindle::open(number, &spindle.path, &plan)
-            .map(Arc::new)
-            .map_err(|source| CacheError::Spindle { folder: spindle.path.clone(), source: Box::new(source) })
-    };
-    settings.spindles.iter().enumerate().map(open).collect()
+        };
+        let engines = vec![engine; settings.spindles.len()];
+        open(&settings, engines, HealthLimits::default())
+    }
+
+    /// Opens it on simulated disks, one for each spindle. The identity of a spindle stays on the real one.
+    #[cfg(test)]
+    pub(crate) fn open_on(
+        self,
+        disks: Vec<crate::spindle::engine::sim::SimDisk>,
+        health: HealthLimits,
+    ) -> Result<Cache, CacheError> {
+        let settings = self.config.settle(&Host::of_this_process())?;
+        open(&settings, disks.into_iter().map(EngineKind::Sim).collect(), health)
+    }
+}
+
+fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> Result<Cache, CacheError> {
+    let spindles = open_spindles(settings, engines, health)?;
+    let mut recovered = recover(&spindles).map_err(|source| CacheError::Recovery { source })?;
+    for (spindle, config) in spindles.iter().zip(&settings.spindles) {
+        let sharers = spindles.iter().filter(|other| share_disk(spindle, other)).count() as u64;
+        spindle
+            .limit(config, settings.free_floor, sharers.max(1))
+            .map_err(|source| CacheError::Recovery { source })??;
+    }
+    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    Ok(Cache::from_core(CacheCore::new(
+        spindles,
+        settings.memory,
+        settings.buffers,
+        settings.streams,
+        settings.verify,
+        usize::try_from(settings.piece_bytes).expect("pieces are a few MiB"),
+        Arc::new(ScanThreads::new(settings.scan_threads, settings.scan_cores.clone())),
+        epoch,
+        std::mem::take(&mut recovered.slices),
+        recovered.next_load,
+        recovered.report,
+    )))
+}
+
+fn open_spindles(
+    settings: &Settings,
+    engines: Vec<EngineKind>,
+    health: HealthLimits,
+) -> Result<Vec<Arc<Spindle>>, CacheError> {
+    let mut spindles: Vec<Arc<Spindle>> = Vec::new();
+    for (SpindleConfig { path, .. }, engine) in settings.spindles.iter().zip(engines) {
+        let plan = SpindlePlan {
+            impellers: settings.impellers,
+            depth: settings.depth,
+            queue_bytes_max: settings.queue_bytes_max,
+            engine,
+            network: if settings.network_folders { NetworkFolders::Accept } else { NetworkFolders::Refuse },
+            health: health.clone(),
+        };
+        match Spindle::open(spindles.len(), path, &plan) {
+            Ok(spindle) => spindles.push(Arc::new(spindle)),
+            Err(source) => {
+                if let Some(first) = spindles.iter().find(|spindle| is_same_folder(&spindle.folder, path)) {
+                    return Err(CacheError::Setting(ConfigError::folder_twice(&first.folder, path)));
+                }
+                return Err(CacheError::Spindle { folder: path.clone(), source: Box::new(source) });
+            }
+        }
+    }
+    Ok(spindles)
+}
+
+fn is_same_folder(one: &Path, other: &Path) -> bool {
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
 use crate::budget::memory::MemoryBudget;
 use crate::builder::CacheBuilder;
+use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, close_spindles};
 use crate::config::Verify;
 use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::threads::ScanThreads;
@@ -27,12 +27,21 @@ use crate::snap::recovery::RecoveryReport;
 use crate::snap::stream::{StreamMemory, open_stream};
 use crate::snap::warm::{WarmError, verify_slice, warm};
 use crate::spindle::engine::DiskError;
-use crate::spindle::held::Spindle;
+use crate::spindle::health::HealthState;
+use crate::spindle::held::{Spindle, share_disk};
 use crate::spindle::impeller::Lane;
+use crate::spindle::placement::place;
+
+pub(crate) mod close;
+
+/// How long dropping the last handle waits for slices that are on their way to the disk.
+const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Keeps slices on the disks and in the memory of this machine.
 ///
-/// Cloning makes another handle; the cache closes with the last one.
+/// Cloning makes another handle; the cache closes with the last one, snaps and open loads included. Dropping that
+/// one waits up to a minute for slices that are still on their way to the disk, and then the folders can be
+/// opened again at once. [`Cache::close`] waits to a deadline of your choice and says what went wrong.
 #[derive(Clone)]
 pub struct Cache {
     core: Arc<CacheCore>,
@@ -56,7 +65,9 @@ pub(crate) struct CacheCore {
     epoch: u64,
     next_load: AtomicU64,
     next_lane: AtomicU64,
-    commits: Mutex<Vec<JoinHandle<()>>>,
+    commits: Arc<Commits>,
+    /// Set once, by closing; read by whoever opens a load.
+    closed: AtomicBool,
     recovery: RecoveryReport,
 }
 
@@ -147,17 +158,28 @@ impl Cache {
         &self.core.recovery
     }
 
-    /// The spindles: folder, engine, and why the engine is not io_uring if it is not.
+    /// The spindles: how each is served, how it does, and what it has room for. Asks no disk.
     pub fn spindles(&self) -> Vec<SpindleStatus> {
-        self.core
-            .spindles
-            .iter()
-            .map(|spindle| SpindleStatus {
+        let all = &self.core.spindles;
+        let status = |(number, spindle): (usize, &Arc<Spindle>)| {
+            let counts = spindle.room.counts();
+            SpindleStatus {
                 folder: spindle.folder.clone(),
                 engine: spindle.impellers.engine_name(),
                 reason: spindle.impellers.engine_reason(),
-            })
-            .collect()
+                state: spindle.watch.state(),
+                last_fault: spindle.watch.last_fault(),
+                capacity: counts.capacity,
+                used: counts.used,
+                reserved: counts.reserved,
+                free: spindle.room.free(),
+                shares_disk_with: all[..number]
+                    .iter()
+                    .find(|other| share_disk(spindle, other))
+                    .map(|other| other.folder.clone()),
+            }
+        };
+        all.iter().enumerate().map(status).collect()
     }
 
     /// How much memory the cache may use: what was set, or what fits the machine.
@@ -167,16 +189,41 @@ impl Cache {
         memory.residence_max + memory.buffers_max + pieces.buffers_max + streams.buffers_max
     }
 
-    /// Waits until all that was loaded is on the disks, or could not be brought there.
-    pub fn sync(&self) {
-        let commits = std::mem::take(&mut *self.core.lock_commits());
-        for commit in commits {
-            let _ = commit.join();
+    /// Waits until all that was loaded is on the disks, or could not be brought there. Each failure is told
+    /// once; those of loads with [`Durability::Wait`](crate::Durability::Wait) were told there.
+    ///
+    /// # Errors
+    /// [`SyncError`]
+    pub fn sync(&self, deadline: Option<Instant>) -> Result<(), SyncError> {
+        let keys = self.core.commits.wait(deadline);
+        let failures = self.core.commits.take_failed();
+        match (failures.is_empty(), keys.is_empty()) {
+            (false, _) => Err(SyncError::Failed { failures }),
+            (true, false) => Err(SyncError::Late { keys }),
+            (true, true) => Ok(()),
         }
+    }
+
+    /// Closes the cache, also for other handles: takes no more loads, waits for slices on their way to the disk,
+    /// and ends the threads of the spindles; all of it to the deadline, and a tenth of a second beyond. Leases go
+    /// on; what is in memory stays there as long as they live.
+    ///
+    /// # Errors
+    /// [`CloseError`] says what did not get to the disk, and which threads a hung disk keeps.
+    pub fn close(self, deadline: Option<Instant>) -> Result<(), CloseError> {
+        self.core.closed.store(true, Ordering::Relaxed);
+        let unfinished = self.core.commits.wait(deadline);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
+        let abandoned = close_spindles(&self.core.spindles, deadline);
+        let failed = self.core.commits.take_failed();
+        if unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
+            return Ok(());
+        }
+        Err(CloseError { unfinished, failed, abandoned })
     }
 }
 
-/// How a spindle is served.
+/// A spindle at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpindleStatus {
@@ -186,6 +233,21 @@ pub struct SpindleStatus {
     pub engine: &'static str,
     /// Why that is not io_uring, if it is not.
     pub reason: Option<String>,
+    /// Whether it can be trusted with new loads. One in quarantine is tried again by the next load that comes
+    /// when its time is over.
+    pub state: HealthState,
+    /// The last thing that went wrong, unless the state is [`HealthState::Ok`].
+    pub last_fault: Option<String>,
+    /// How many bytes it may hold.
+    pub capacity: u64,
+    /// How many bytes its files take, those included that have no name any more and are still mapped.
+    pub used: u64,
+    /// How many bytes are promised to loads under way.
+    pub reserved: u64,
+    /// How many bytes a load could still get, by the capacity and by what the disk had free when last asked.
+    pub free: u64,
+    /// An earlier spindle on the same file system. Two give no more space than one, and they fail together.
+    pub shares_disk_with: Option<PathBuf>,
 }
 
 impl Snap {
@@ -203,12 +265,16 @@ impl Snap {
     /// replaced when the load is closed.
     ///
     /// # Errors
-    /// [`LoadError::Busy`] if a load is open, [`LoadError::Disk`] if its folders can't be made.
+    /// [`LoadError::Busy`] if a load is open, [`LoadError::NoSpindle`] if there is no room for what the plan
+    /// expects, [`LoadError::Disk`] if its folders can't be made, [`LoadError::Closed`].
     #[doc(alias = "openForWrites")]
     pub fn open_for_writes(&self, plan: LoadPlan) -> Result<SliceWriter, LoadError> {
         let key = || self.entry.key.clone();
+        if self.core.closed.load(Ordering::Relaxed) {
+            return Err(LoadError::Closed { key: key() });
+        }
         // A slice that is on its way to the disk is waited for: its manifest has the same name.
-        let begun = self.entry.wait(None, |state| match (state.loading, state.committing) {
+        let begun = self.entry.wait(plan.deadline, |state| match (state.loading, state.committing) {
             (true, _) => Some(false),
             (false, true) => None,
             (false, false) => {
@@ -221,14 +287,21 @@ impl Snap {
         }
         let load_number = self.core.next_load.fetch_add(1, Ordering::Relaxed);
         let regions = plan.regions.unwrap_or(self.core.regions_default);
-        let home = load_number as usize % self.core.spindles.len();
-        let folders = LoadFolders::new(&self.core.spindles, self.core.epoch, load_number, home, regions);
+        let spindles = &self.core.spindles;
+        let first = load_number as usize % spindles.len();
+        let placed = place(spindles, first, regions, plan.expected_bytes).map_err(|refusals| {
+            self.entry.load_failed();
+            LoadError::NoSpindle { key: key(), refusals }
+        })?;
+        let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
         let open = folders
-            .create(&self.core.spindles)
+            .create(spindles, plan.deadline)
             .map_err(|error| load_error(key(), error.into()))
-            .and_then(|()| SliceWriter::new(self.core.clone(), self.entry.clone(), plan, folders.clone()));
+            .and_then(|()| {
+                SliceWriter::new(self.core.clone(), self.entry.clone(), plan, folders.clone(), placed.space)
+            });
         open.inspect_err(|_| {
-            folders.remove_all(&self.core.spindles);
+            folders.remove_all(spindles);
             self.entry.load_failed();
         })
     }
@@ -419,7 +492,8 @@ impl CacheCore {
             epoch,
             next_load: AtomicU64::new(next_load),
             next_lane: AtomicU64::new(0),
-            commits: Mutex::new(Vec::new()),
+            commits: Arc::default(),
+            closed: AtomicBool::new(false),
             recovery,
         }
     }
@@ -438,68 +512,92 @@ impl CacheCore {
         Lane(self.next_lane.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Brings a sealed slice to the disk, on a thread of its own: it waits for disks, and disks may hang.
+    /// Brings a sealed slice to the disk, on a thread of its own: it waits for disks, and disks may hang. If
+    /// nobody `waits`, a failure is kept for [`Cache::sync`].
+    #[allow(clippy::too_many_arguments, reason = "called once, by closing a load")]
     pub(crate) fn start_commit(
-        self: &Arc<Self>,
+        &self,
         entry: Arc<Entry>,
         fingerprint: Fingerprint,
         region_count: u32,
         folders: LoadFolders,
         built: Vec<BuiltRegion>,
         hot: Option<Arc<HotSlice>>,
+        waits: bool,
     ) -> Committing {
         entry.change(|state| {
             state.loading = false;
             state.committing = true;
         });
+        let under_way = self.commits.begin(entry.key.clone());
         let commit = Commit { key: entry.key.clone(), fingerprint, region_count, folders, built, hot };
         let (tell, result) = bounded(1);
-        let core = self.clone();
+        // Not the cache itself: its last handle waits for this thread.
+        let spindles = self.spindles.clone();
         let run = move || {
-            let committed = commit.run(&core.spindles);
-            let ended = core.end_commit(&entry, committed);
+            let committed = commit.run(&spindles);
+            let ended = end_commit(&spindles, &entry, committed);
             // Before it is told: who was told may drop the cache, and open its folders again.
-            drop(core);
-            let _ = tell.send(ended);
+            drop(spindles);
+            match ended {
+                Err(error) if !waits => under_way.failed(error),
+                ended => {
+                    drop(under_way);
+                    let _ = tell.send(ended);
+                }
+            }
         };
-        let thread = std::thread::Builder::new().name("pelton-commit".to_owned()).spawn(run);
-        // Without a thread the closure is dropped, and with it `tell`: waiting says `Closed`.
-        if let Ok(thread) = thread {
-            let mut commits = self.lock_commits();
-            commits.retain(|commit| !commit.is_finished());
-            commits.push(thread);
+        let job = Arc::new(Mutex::new(Some(run)));
+        let of_thread = job.clone();
+        let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = std::thread::Builder::new().name("pelton-commit".to_owned());
+        let spawned = thread.spawn(move || {
+            if let Some(run) = take(&of_thread) {
+                run();
+            }
+        });
+        // Where the system has no thread to give, this one does it.
+        if spawned.is_err()
+            && let Some(run) = take(&job)
+        {
+            run();
         }
         Committing { result }
-    }
-
-    fn end_commit(&self, entry: &Entry, committed: Result<Manifest, CommitError>) -> Result<(), CommitError> {
-        let (result, before) = match committed {
-            Ok(manifest) => {
-                let before = entry.change(|state| {
-                    state.committing = false;
-                    state.manifest.replace(Arc::new(manifest))
-                });
-                (Ok(()), before)
-            }
-            Err(error) => {
-                entry.change(|state| state.committing = false);
-                (Err(error), None)
-            }
-        };
-        if let Some(before) = before {
-            // The new manifest stands under the same name, unless its home is another spindle.
-            let now = entry.lock().manifest.clone();
-            let same_home = now.is_some_and(|now| now.spindles.first() == before.spindles.first());
-            let _ = remove_slice(&self.spindles, &before, !same_home);
-        }
-        result
     }
 
     fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn lock_commits(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for CacheCore {
+    fn drop(&mut self) {
+        // After a close somebody has waited already, as long as they wished.
+        if !*self.closed.get_mut() {
+            self.commits.wait(Some(Instant::now() + DROP_WAIT_MAX));
+        }
     }
+}
+
+fn end_commit(
+    spindles: &[Arc<Spindle>],
+    entry: &Entry,
+    committed: Result<Manifest, CommitError>,
+) -> Result<(), CommitError> {
+    let manifest = match committed {
+        Ok(manifest) => Arc::new(manifest),
+        Err(error) => {
+            entry.change(|state| state.committing = false);
+            return Err(error);
+        }
+    };
+    let before = entry.change(|state| state.manifest.replace(manifest.clone()));
+    if let Some(before) = before {
+        // The new manifest stands under the same name, unless its home is another spindle. The next load's may
+        // stand there again, so that one waits until this is over.
+        let same_home = manifest.spindles.first() == before.spindles.first();
+        let _ = remove_slice(spindles, &before, !same_home);
+    }
+    entry.change(|state| state.committing = false);
+    Ok(())
 }

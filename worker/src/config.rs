@@ -137,6 +137,14 @@ pub struct ConfigError {
     pub allowed: String,
 }
 
+impl ConfigError {
+    /// Two spellings of one folder.
+    pub(crate) fn folder_twice(first: &Path, again: &Path) -> ConfigError {
+        let value = format!("{}, which is {} once more", again.display(), first.display());
+        refuse("spindle", value, "each folder once".to_owned())
+    }
+}
+
 /// Settings that fit each other and the machine. Only [`Config::settle`] makes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -268,7 +276,6 @@ impl SpindleConfig {
     ///
     /// # Errors
     /// [`ConfigError`] if the disk has no room for a cache worth the name.
-    #[allow(dead_code, reason = "loads do not reserve disk space yet")]
     pub(crate) fn capacity_on(&self, disk_free: u64, held: u64) -> Result<u64, ConfigError> {
         let capacity = self.capacity.unwrap_or(disk_free.saturating_add(held) / 2);
         let capacity = capacity - capacity % DISK_PAGE_BYTES;
@@ -306,7 +313,6 @@ pub(crate) fn depth_on(rotational: Option<bool>) -> usize {
 }
 
 /// How much a file system keeps free if nobody said so.
-#[allow(dead_code, reason = "loads do not reserve disk space yet")]
 pub(crate) fn floor_on(disk_total: u64) -> u64 {
     (disk_total / 20).min(FLOOR_MAX_DEFAULT)
 }

@@ -11,11 +11,6 @@
 mod budget;
 mod builder;
 mod cache;
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "capacities and files of settings are taken in when disks have budgets"
-)]
 mod config;
 mod ops;
 mod region;
@@ -28,15 +23,18 @@ mod sys;
 pub mod tender;
 pub mod units;
 
+pub use budget::ledger::SpindleFull;
 pub use budget::memory::{MemoryRefused, MemoryUse};
 pub use builder::{CacheBuilder, CacheError};
+pub use cache::close::{CloseError, SyncError};
 pub use cache::{Cache, Snap, SnapStatus, SpindleStatus, Want};
-pub use config::{ConfigError, IoEngine, Verify};
+pub use config::{Config, ConfigError, IoEngine, SpindleConfig, Verify};
 pub use scan::blobs::{Blobs, FoldError};
 pub use scan::cancel::CancelToken;
 pub use scan::lease::{Lease, LeaseError, LeaseOptions, Partition, Reading, RegionError, RegionHandle};
 pub use scan::report::{RegionReport, ScanReport, Way};
 pub use scan::run::{ScanError, ScanOptions};
+pub use slice::build::WriteError;
 pub use slice::deal::Deal;
 pub use slice::parcel::{Codec, Parcel, ParcelBuilder, ParcelError};
 pub use slice::plan::{Durability, LoadPlan, WritePath};
@@ -46,3 +44,5 @@ pub use snap::entry::SnapState;
 pub use snap::recovery::RecoveryReport;
 pub use snap::warm::WarmError;
 pub use spindle::engine::DiskError;
+pub use spindle::health::HealthState;
+pub use spindle::refusal::{RefusalReason, SpindleRefusal};

@@ -10,4 +10,5 @@ pub(crate) mod build;
 pub(crate) mod deal;
 pub(crate) mod parcel;
 pub(crate) mod plan;
+pub(crate) mod space;
 pub(crate) mod writer;

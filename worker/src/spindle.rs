@@ -14,14 +14,15 @@ pub(crate) mod device;
 #[allow(
     dead_code,
     unused_imports,
-    reason = "the cache neither reserves nor streams yet: some operations, and the buffers to read into, are asked for \
-              by tests only"
+    reason = "the cache does not stream yet: some operations are asked for by tests only"
 )]
 pub(crate) mod engine;
 pub(crate) mod file;
-#[allow(dead_code, reason = "spindles are not watched yet")]
 pub(crate) mod health;
 pub(crate) mod held;
 pub(crate) mod identity;
-#[allow(dead_code, reason = "the cache has no close with a deadline yet, and watches no spindle")]
 pub(crate) mod impeller;
+pub(crate) mod placement;
+pub(crate) mod refusal;
+pub(crate) mod room;
+pub(crate) mod watch;

@@ -9,7 +9,7 @@ fn a_spindle_that_somebody_holds_is_refused_by_name() {
     let story = Story::new();
     story.write("in", "one\n");
     story.load("lines", &["--spindle", "held"]);
-    let cache = Cache::builder().spindle(story.path("held")).open().unwrap();
+    let cache = Cache::builder().spindle(story.path("held"), None).open().unwrap();
     let scan = ["scan", "d/v@1", "--spindle", "held"];
     story.run(&scan).fails_saying(&["held can't be a spindle: ", "in use"]);
     let load =

@@ -18,19 +18,36 @@ pub(crate) const DISK_PAGE_BYTES: u64 = 4096;
 
 /// Why space was not reserved. Nothing changed; flush something and try again, or take another spindle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SpindleFull {
+#[non_exhaustive]
+pub enum SpindleFull {
     /// The spindle holds as much as it may.
     #[error(
         "{wanted} are too much for the spindle: {free} of its {capacity} are left",
         wanted = Exact(*wanted), free = Exact(*free), capacity = Exact(*capacity)
     )]
-    Capacity { wanted: u64, free: u64, capacity: u64 },
+    Capacity {
+        /// How much was to be written.
+        wanted: u64,
+        /// How much of the capacity is neither used nor promised.
+        free: u64,
+        /// How much the spindle may hold.
+        capacity: u64,
+    },
     /// The file system under it is nearly full, by whoever's files.
     #[error(
         "{wanted} are too much for the disk: {free} are free, of which {promised} are promised and {floor} stay free",
         wanted = Exact(*wanted), free = Exact(*free), promised = Exact(*promised), floor = Exact(*floor)
     )]
-    Disk { wanted: u64, free: u64, promised: u64, floor: u64 },
+    Disk {
+        /// How much was to be written.
+        wanted: u64,
+        /// How much the file system has free.
+        free: u64,
+        /// How much of that is promised to loads under way.
+        promised: u64,
+        /// How much stays free, whatever the capacity says.
+        floor: u64,
+    },
 }
 
 /// What a spindle has promised and what it holds, at one moment. All are whole pages but the floor.
@@ -58,7 +75,18 @@ impl SpindleLedger {
     pub(crate) fn new(capacity: u64, floor: u64) -> SpindleLedger {
         let capacity = capacity - capacity % DISK_PAGE_BYTES;
         let counts = SpindleCounts { capacity, floor, ..SpindleCounts::default() };
-        SpindleLedger { shared: Arc::new(Mutex::new(Accounts { counts, adopted_beyond: false })) }
+        SpindleLedger { shared: Arc::new(Mutex::new(Accounts { counts, beyond: false })) }
+    }
+
+    /// Sets other limits. What is promised and held stays, even beyond them.
+    ///
+    /// Start-up needs it: the default capacity counts what the spindle holds already.
+    pub(crate) fn limit(&self, capacity: u64, floor: u64) {
+        let mut accounts = self.lock();
+        accounts.counts.capacity = capacity - capacity % DISK_PAGE_BYTES;
+        accounts.counts.floor = floor;
+        accounts.beyond = true;
+        accounts.check();
     }
 
     /// Promises `bytes`, a whole number of pages. `disk_free` is what the file system has free now.
@@ -78,7 +106,7 @@ impl SpindleLedger {
         let mut accounts = self.lock();
         assert!(bytes.is_multiple_of(DISK_PAGE_BYTES), "files are whole pages");
         accounts.counts.used += bytes;
-        accounts.adopted_beyond |= accounts.counts.used + accounts.counts.reserved > accounts.counts.capacity;
+        accounts.beyond |= accounts.counts.used + accounts.counts.reserved > accounts.counts.capacity;
         accounts.check();
         Stored { ledger: self.clone(), bytes }
     }
@@ -173,6 +201,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
+    #[allow(dead_code, reason = "so far only tests ask")]
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -186,13 +215,13 @@ impl Drop for Stored {
     }
 }
 
-/// Invariants: `used + reserved <= capacity`, unless files were adopted beyond it; `unallocated <= reserved`;
+/// Invariants: `used + reserved <= capacity`, unless there was more when the limit was set; `unallocated <= reserved`;
 /// all are whole pages.
 #[derive(Debug)]
 struct Accounts {
     counts: SpindleCounts,
-    /// Whether start-up found more than fits. Over when it fits again.
-    adopted_beyond: bool,
+    /// Whether there is more than fits: start-up found it, or the limit came down. Over when it fits again.
+    beyond: bool,
 }
 
 impl Accounts {
@@ -215,8 +244,8 @@ impl Accounts {
     fn check(&mut self) {
         let SpindleCounts { capacity, used, reserved, unallocated, .. } = self.counts;
         let fits = used + reserved <= capacity;
-        self.adopted_beyond &= !fits;
-        assert!(fits || self.adopted_beyond, "{:?}", self.counts);
+        self.beyond &= !fits;
+        assert!(fits || self.beyond, "{:?}", self.counts);
         assert!(unallocated <= reserved, "{:?}", self.counts);
         assert!((used | reserved | unallocated).is_multiple_of(DISK_PAGE_BYTES), "{:?}", self.counts);
     }
@@ -294,6 +323,19 @@ mod tests {
         drop(ledger.reserve(PAGE, PLENTY).unwrap());
         drop(second);
         assert_eq!(ledger.counts().used, 0);
+    }
+
+    #[test]
+    fn a_new_limit_counts_what_is_there() {
+        let ledger = SpindleLedger::new(0, 0);
+        let held = ledger.adopt(3 * PAGE);
+        ledger.limit(5 * PAGE + 7, PAGE);
+        drop(ledger.reserve(2 * PAGE, PLENTY).unwrap());
+        assert!(ledger.reserve(3 * PAGE, PLENTY).is_err());
+        ledger.limit(2 * PAGE, PAGE);
+        assert!(ledger.reserve(PAGE, PLENTY).is_err());
+        drop(held);
+        drop(ledger.reserve(2 * PAGE, PLENTY).unwrap());
     }
 
     #[test]

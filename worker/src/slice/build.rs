@@ -7,25 +7,45 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use pelton_region_format::{EncodeError, Header, Put, RegionEncoder, RegionSeal, Sealed};
 
+use crate::budget::ledger::{Reservation, Stored};
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
 use crate::region::arena::{FrozenBytes, Image, ImageWriter, PieceBuffer};
+use crate::slice::space::FileSpace;
 use crate::spindle::engine::{DiskError, IoBytes, Op, Outcome};
 use crate::spindle::file::{FileMode, SpindleFile};
 use crate::spindle::held::Spindle;
-use crate::spindle::impeller::{Completion, Lane, Replies, replies};
+use crate::spindle::impeller::{Completion, Lane, Refusal, Replies, Reply, replies};
+use crate::spindle::refusal::SpindleRefusal;
 
 /// Why a load can't go on. Whatever it had written is removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum BuildError {
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Write(#[from] WriteError),
     #[error(transparent)]
     Memory(#[from] MemoryRefused),
     #[error("could not get memory for a region")]
     Arena(#[source] std::io::Error),
     #[error(transparent)]
     Encode(#[from] EncodeError),
+}
+
+impl From<DiskError> for BuildError {
+    fn from(error: DiskError) -> BuildError {
+        BuildError::Write(WriteError::Disk(error))
+    }
+}
+
+/// Why bytes did not get to a spindle.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The disk refused: look at it.
+    Disk(#[from] DiskError),
+    /// The spindle has no room for more: flush something.
+    NoRoom(#[from] SpindleRefusal),
 }
 
 /// Where the region goes, and what it may use.
@@ -51,6 +71,8 @@ pub(crate) struct RegionBuild {
     keeps_image: bool,
     /// What its pieces may use, whoever else wants memory: so every load that is open can end.
     reserve: Option<MemoryGrant>,
+    /// What its spindle has promised to its file, until there is one.
+    space: Option<Reservation>,
     begun: Option<Begun>,
 }
 
@@ -88,9 +110,15 @@ impl BuiltRegion {
 }
 
 impl RegionBuild {
-    /// `reserve` is what [`PIECES_PER_REGION`] pieces take.
-    pub(crate) fn new(site: Site, header: Header, keeps_image: bool, reserve: MemoryGrant) -> RegionBuild {
-        RegionBuild { site, header, keeps_image, reserve: Some(reserve), begun: None }
+    /// `reserve` is what [`PIECES_PER_REGION`] pieces take, `space` what the spindle has promised.
+    pub(crate) fn new(
+        site: Site,
+        header: Header,
+        keeps_image: bool,
+        reserve: MemoryGrant,
+        space: Reservation,
+    ) -> RegionBuild {
+        RegionBuild { site, header, keeps_image, reserve: Some(reserve), space: Some(space), begun: None }
     }
 
     /// Copies one blob into the region. Waits while memory or the spindle's queue is used up.
@@ -126,18 +154,27 @@ impl RegionBuild {
         }))
     }
 
-    /// The path of its file, if it has one.
-    pub(crate) fn file_path(&self) -> Option<PathBuf> {
-        self.begun.as_ref().map(|_| self.site.full_path.clone())
+    /// Whether it has a file.
+    pub(crate) fn has_file(&self) -> bool {
+        self.begun.is_some()
     }
 
-    fn begin(&self) -> Result<Begun, BuildError> {
+    /// Its file could not be removed: its space stays counted.
+    pub(crate) fn leave_behind(self) {
+        if let Some(begun) = self.begun {
+            begun.writes.leave_behind();
+        }
+    }
+
+    fn begin(&mut self) -> Result<Begun, BuildError> {
         let site = &self.site;
         let encoder = RegionEncoder::v2(&self.header, site.piece_bytes)?;
         let memory = PieceMemory::begin(site, self.keeps_image)?;
         let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
         let file = site.spindle.impellers.run_in(site.lane, create, site.deadline)?.into_file();
-        Ok(Begun { encoder, memory, writes: Writes::new(file) })
+        let space = self.space.take().expect("a region is begun once");
+        let space = FileSpace::new(site.spindle.clone(), space);
+        Ok(Begun { encoder, memory, writes: Writes::new(file, space) })
     }
 }
 
@@ -170,14 +207,14 @@ impl PieceMemory {
                 grant.join(more);
                 let full = image.next_piece().map_err(BuildError::Arena)?;
                 let len = full.len();
-                writes.submit(site, Box::new(full), len)?;
+                writes.submit(site, Box::new(full), len, false)?;
                 // What failed meanwhile does not stop an image: it can be scanned, and written elsewhere.
                 writes.collect_ready();
             }
             PieceMemory::Reused { current } => {
                 let full = current.take().expect("there is always a current piece");
                 let len = full.len();
-                writes.submit(site, Box::new(full), len)?;
+                writes.submit(site, Box::new(full), len, false)?;
                 *current = Some(writes.free_piece(site)?);
             }
         }
@@ -192,7 +229,7 @@ impl PieceMemory {
         };
         let (full, image) = image.seal(site.piece_bytes);
         let len = full.len();
-        writes.submit(site, Box::new(full), len)?;
+        writes.submit(site, Box::new(full), len, false)?;
         drop(image);
         writes.drain(site.deadline)?;
         drop(grant);
@@ -209,34 +246,38 @@ impl PieceMemory {
         match self {
             PieceMemory::Image { image, grant } => {
                 let (last, image) = image.seal(used);
-                writes.submit(site, Box::new(last), used)?;
+                writes.submit(site, Box::new(last), used, true)?;
                 Ok(Some((image, grant)))
             }
             PieceMemory::Reused { current } => {
                 let last = current.expect("there is always a current piece");
-                writes.submit(site, Box::new(last), used)?;
+                writes.submit(site, Box::new(last), used, true)?;
                 Ok(None)
             }
         }
     }
 }
 
+/// Marks the reply to a request for space; the other bits say how much.
+const SPACE_TAG: u64 = 1 << 63;
+
 /// The writes of one region file: what is on its way, what came back, and the first failure.
 pub(crate) struct Writes {
-    pub(crate) file: Arc<SpindleFile>,
+    file: Arc<SpindleFile>,
     replies: Replies,
     completions: Receiver<Completion>,
     in_flight: usize,
     offset: u64,
     pieces: usize,
-    failed: Option<DiskError>,
+    failed: Option<WriteError>,
     free: Vec<PieceBuffer>,
     /// What reused pieces take of the budget; given back when nothing is on its way.
     reserve: Option<MemoryGrant>,
+    space: FileSpace,
 }
 
 impl Writes {
-    fn new(file: Arc<SpindleFile>) -> Writes {
+    fn new(file: Arc<SpindleFile>, space: FileSpace) -> Writes {
         let (replies, completions) = replies();
         Writes {
             file,
@@ -248,22 +289,53 @@ impl Writes {
             failed: None,
             free: Vec::new(),
             reserve: None,
+            space,
         }
     }
 
-    /// Queues the next bytes of the file. Waits while the spindle's queue is full.
-    fn submit(&mut self, site: &Site, bytes: Box<dyn IoBytes>, len: usize) -> Result<(), BuildError> {
+    /// Queues the next bytes of the file. Waits while the spindle's queue is full. After a failure there is
+    /// nothing more to be written: whoever waits is told.
+    fn submit(
+        &mut self,
+        site: &Site,
+        bytes: Box<dyn IoBytes>,
+        len: usize,
+        last: bool,
+    ) -> Result<(), BuildError> {
         if len == 0 {
             return Ok(());
         }
-        let op = Op::Write { file: self.file.clone(), offset: self.offset, bytes, len };
+        let end = self.offset + len as u64;
+        if self.failed.is_none() {
+            let before = self.space.asked();
+            match self.space.cover(end, last) {
+                Ok(None) => {}
+                Ok(Some(target)) => {
+                    // Nobody waits for it: a write that comes first takes its space itself.
+                    let op = Op::Allocate { file: self.file.clone(), bytes: target };
+                    self.send(site, op, self.replies.tag(SPACE_TAG | (target - before)))?;
+                }
+                Err(refusal) => self.failed = Some(refusal.into()),
+            }
+        }
+        if self.failed.is_none() {
+            let op = Op::Write { file: self.file.clone(), offset: self.offset, bytes, len };
+            self.send(site, op, self.replies.tag(self.offset))?;
+        }
+        self.offset = end;
+        Ok(())
+    }
+
+    fn send(&mut self, site: &Site, op: Op, reply: Reply) -> Result<(), BuildError> {
         let subject = op.subject();
-        let reply = self.replies.tag(self.offset);
-        if site.spindle.impellers.submit(site.lane, op, reply, site.deadline).is_err() {
-            return Err(subject.late().into());
+        if let Err(refused) = site.spindle.impellers.submit(site.lane, op, reply, site.deadline) {
+            return Err(match refused.reason {
+                Refusal::Late => subject.late(),
+                Refusal::Closed => subject.cancelled(),
+            }
+            .into());
         }
         self.in_flight += 1;
-        self.offset += len as u64;
         Ok(())
     }
 
@@ -275,9 +347,15 @@ impl Writes {
                     self.free.push(*piece);
                 }
             }
-            Ok(other) => unreachable!("a write answers with its bytes, not {other:?}"),
+            Ok(_) => self.space.allocated(completion.tag & !SPACE_TAG),
+            Err(error)
+                if completion.tag & SPACE_TAG != 0 && error.kind() == std::io::ErrorKind::Unsupported =>
+            {
+                // This file system gives space only to what is written.
+                self.space.not_ahead();
+            }
             // The first one says what happened; those after it are the same disk.
-            Err(error) => _ = self.failed.get_or_insert(error),
+            Err(error) => _ = self.failed.get_or_insert(error.into()),
         }
     }
 
@@ -328,28 +406,51 @@ impl Writes {
         Ok(())
     }
 
-    /// Waits until nothing is on its way, and says whether all went well.
-    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<(), DiskError> {
+    /// Waits until nothing is on its way, and brings the file to the disk, with the length of what was written.
+    ///
+    /// # Errors
+    /// The first failure. It is final: the file must not be synced again, nor trusted.
+    pub(crate) fn sync(&mut self, site: &Site, deadline: Option<Instant>) -> Result<(), WriteError> {
         self.drain(deadline)?;
         self.free.clear();
         self.reserve = None;
-        match self.failed.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
+        let run = |op| site.spindle.impellers.run_in(site.lane, op, deadline);
+        if self.space.asked() > self.offset {
+            run(Op::SetLength { file: self.file.clone(), bytes: self.offset })?;
+        }
+        run(Op::SyncData { file: self.file.clone() })?;
+        Ok(())
+    }
+
+    /// The file is one of a slice that exists now.
+    pub(crate) fn keep(self) -> Arc<Stored> {
+        self.space.keep(self.offset)
+    }
+
+    /// The file could not be removed: its space stays counted.
+    pub(crate) fn leave_behind(self) {
+        self.space.leave_behind();
     }
 
     /// Starts over in another file, from the image: after its spindle has failed.
-    pub(crate) fn again(site: &Site, image: &Image, deadline: Option<Instant>) -> Result<Writes, BuildError> {
+    pub(crate) fn again(
+        site: &Site,
+        image: &Image,
+        space: Reservation,
+        deadline: Option<Instant>,
+    ) -> Result<Writes, BuildError> {
         let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
         let file = site.spindle.impellers.run_in(site.lane, create, deadline)?.into_file();
-        let mut writes = Writes::new(file);
+        let mut writes = Writes::new(file, FileSpace::new(site.spindle.clone(), space));
         let mut at = 0;
         while at < image.len() {
             let len = site.piece_bytes.min(image.len() - at);
             let stretch: FrozenBytes = image.stretch(at, len);
-            writes.submit(site, Box::new(stretch), len)?;
             at += len;
+            writes.submit(site, Box::new(stretch), len, at == image.len())?;
         }
         Ok(writes)
     }

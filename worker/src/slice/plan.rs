@@ -1,5 +1,7 @@
 //! What a loader wants of a load.
 
+use std::time::Instant;
+
 use pelton_region_format::{ALIGNMENT_DEFAULT, Fingerprint};
 
 use crate::slice::deal::Deal;
@@ -45,11 +47,13 @@ pub struct LoadPlan {
     pub durability: Durability,
     /// How the load goes to memory and disk.
     pub write_path: WritePath,
-    /// About how many bytes of blobs will come. By it `WritePath::Auto` decides whether to begin with images;
-    /// no disk space is reserved yet.
+    /// About how many bytes of blobs will come. So much disk space is taken when the load is opened, or the load
+    /// is refused; more is taken as it comes. By it `WritePath::Auto` decides, too, whether to begin with images.
     pub expected_bytes: Option<u64>,
     /// How many bytes of blobs may come: the load fails when more do.
     pub max_bytes: Option<u64>,
+    /// Until when the load waits for memory and disks while parcels come. By default as long as it takes.
+    pub deadline: Option<Instant>,
 }
 
 impl LoadPlan {
@@ -64,6 +68,7 @@ impl LoadPlan {
             write_path: WritePath::default(),
             expected_bytes: None,
             max_bytes: None,
+            deadline: None,
         }
     }
 }

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use pelton_region_format::{Header, Key, PIECE_BYTES_STEP};
 
+use crate::budget::ledger::Reservation;
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::cache::{CacheCore, Entry};
-use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site};
+use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site, WriteError};
 use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
 use crate::slice::plan::{Durability, LoadPlan, WritePath};
 use crate::snap::commit::{CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
 use crate::spindle::engine::DiskError;
+use crate::spindle::refusal::{Listed, SpindleRefusal};
 use crate::units::Exact;
 
 /// Why a load failed. Nothing of it is left: no file, no memory.
@@ -65,6 +67,21 @@ pub enum LoadError {
         parcel_bytes: u64,
         /// What parcels may use.
         buffers_bytes: u64,
+    },
+    /// No spindle has room for it, or none works. Flush something, give the cache more capacity, or look at
+    /// the disks.
+    #[error("no spindle takes the load of {key}: {}", Listed(refusals))]
+    NoSpindle {
+        /// The slice.
+        key: Key,
+        /// What each spindle says; only one when the load was under way.
+        refusals: Vec<SpindleRefusal>,
+    },
+    /// The cache is being closed.
+    #[error("{key} can't be loaded: the cache is closed")]
+    Closed {
+        /// The slice.
+        key: Key,
     },
     /// More came than the plan allows. The load is over.
     #[error("the load of {key} has {} of blobs, its plan allows {}", Exact(*bytes), Exact(*bytes_max))]
@@ -127,6 +144,7 @@ impl SliceWriter {
         entry: Arc<Entry>,
         plan: LoadPlan,
         folders: LoadFolders,
+        space: Vec<Reservation>,
     ) -> Result<SliceWriter, LoadError> {
         let region_count = plan.regions.unwrap_or(core.regions_default);
         let keeps_image = match plan.write_path {
@@ -139,7 +157,7 @@ impl SliceWriter {
         };
         let (piece_bytes, mut reserve) = reserve_pieces(&core, region_count)
             .map_err(|source| LoadError::Memory { key: entry.key.clone(), source })?;
-        let regions = (0..region_count).map(|index| {
+        let regions = (0..region_count).zip(space).map(|(index, space)| {
             let header = Header {
                 alignment: plan.alignment,
                 region_index: index,
@@ -158,10 +176,10 @@ impl SliceWriter {
                 budget: core.budget.clone(),
                 piece_bytes,
                 image_bytes_max: core.image_bytes_max,
-                deadline: None,
+                deadline: plan.deadline,
             };
             let reserve = reserve.split((piece_bytes * PIECES_PER_REGION) as u64);
-            Mutex::new(Some(RegionBuild::new(site, header, keeps_image, reserve)))
+            Mutex::new(Some(RegionBuild::new(site, header, keeps_image, reserve, space)))
         });
         let regions: Vec<_> = regions.collect();
         let dealer = Mutex::new(Dealer::new(plan.deal, regions.len()));
@@ -192,15 +210,14 @@ impl SliceWriter {
     pub fn queue_parcel(&self, parcel: Parcel) -> Result<(), LoadError> {
         let key = || self.entry.key.clone();
         let parcel_bytes = parcel.memory_bytes() as u64;
-        let _grant =
-            self.core.budget.take(MemoryUse::Buffers, parcel_bytes, None).map_err(
-                |refused| match refused {
-                    MemoryRefused::NeverFits { share, .. } => {
-                        LoadError::ParcelTooLarge { key: key(), parcel_bytes, buffers_bytes: share }
-                    }
-                    source => LoadError::Memory { key: key(), source },
-                },
-            )?;
+        let _grant = self.core.budget.take(MemoryUse::Buffers, parcel_bytes, self.plan.deadline).map_err(
+            |refused| match refused {
+                MemoryRefused::NeverFits { share, .. } => {
+                    LoadError::ParcelTooLarge { key: key(), parcel_bytes, buffers_bytes: share }
+                }
+                source => LoadError::Memory { key: key(), source },
+            },
+        )?;
         let open = parcel.open().map_err(|source| LoadError::Parcel { key: key(), source })?;
 
         let mut lots: Vec<Vec<&[u8]>> = vec![Vec::new(); self.regions.len()];
@@ -266,14 +283,11 @@ impl SliceWriter {
         })
     }
 
-    /// Ends the load, and removes what it wrote.
+    /// Ends the load, and removes what it wrote. Its disk space is free again when its files are gone.
     fn cancel(&self) {
-        let mut any = false;
-        for region in &self.regions {
-            any |= lock(region).take().is_some_and(|build| build.file_path().is_some());
-        }
-        if any {
-            self.folders.remove_all(&self.core.spindles);
+        let builds: Vec<RegionBuild> = self.regions.iter().filter_map(|region| lock(region).take()).collect();
+        if builds.iter().any(RegionBuild::has_file) && !self.folders.remove_all(&self.core.spindles) {
+            builds.into_iter().for_each(RegionBuild::leave_behind);
         }
     }
 }
@@ -387,6 +401,7 @@ impl SealedSlice {
             self.folders.clone(),
             built,
             hot,
+            waits,
         );
         if !waits {
             return Ok(());
@@ -408,7 +423,10 @@ impl Drop for SealedSlice {
 
 pub(crate) fn load_error(key: Key, error: BuildError) -> LoadError {
     match error {
-        BuildError::Disk(source) => LoadError::Disk { key, source: Box::new(source) },
+        BuildError::Write(WriteError::Disk(source)) => LoadError::Disk { key, source: Box::new(source) },
+        BuildError::Write(WriteError::NoRoom(refusal)) => {
+            LoadError::NoSpindle { key, refusals: vec![refusal] }
+        }
         BuildError::Memory(source) => LoadError::Memory { key, source },
         BuildError::Arena(source) => LoadError::System { key, source },
         BuildError::Encode(source) => LoadError::Encode { key, source },

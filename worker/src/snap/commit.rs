@@ -3,15 +3,18 @@
 //! The order is that of `docs/manifest.md`. Whatever fails before the manifest's rename leaves a slice
 //! that does not exist on disk.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key};
 
+use crate::budget::ledger::Reservation;
 use crate::region::arena::Image;
-use crate::slice::build::{BuildError, BuiltRegion, Site, Writes};
+use crate::slice::build::{BuildError, BuiltRegion, Site, WriteError, Writes};
 use crate::snap::hot::{HotSlice, RegionBytes};
-use crate::snap::manifest::{Manifest, RegionRecord};
+use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::spindle::engine::{DiskError, EntryKind, Op};
 use crate::spindle::held::Spindle;
 
@@ -29,8 +32,8 @@ pub enum CommitError {
     Region {
         /// Which region.
         index: u32,
-        /// What the disk said.
-        source: DiskError,
+        /// What the disk said, or that the spindle is full.
+        source: WriteError,
     },
     /// The regions are on the disk, the manifest is not.
     #[error("the manifest could not be written")]
@@ -53,24 +56,21 @@ pub(crate) struct LoadFolders {
 }
 
 impl LoadFolders {
-    /// Names the folders of a load whose regions are dealt over the spindles from `home` on.
+    /// Names the folders of a load whose regions are dealt over these spindles.
     pub(crate) fn new(
         all: &[Arc<Spindle>],
         epoch: u64,
         load_number: u64,
-        home: usize,
-        regions: u32,
+        spindles: Vec<usize>,
     ) -> LoadFolders {
-        let count = all.len().min(regions as usize).max(1);
-        let spindles: Vec<usize> = (0..count).map(|i| (home + i) % all.len()).collect();
         let name = format!("{epoch}-{load_number}-{}", all[spindles[0]].uuid_text());
         LoadFolders { name, load_number, spindles }
     }
 
     /// Makes the folders.
-    pub(crate) fn create(&self, all: &[Arc<Spindle>]) -> Result<(), DiskError> {
+    pub(crate) fn create(&self, all: &[Arc<Spindle>], deadline: Option<Instant>) -> Result<(), DiskError> {
         for spindle in self.used(all) {
-            spindle.impellers.run(Op::CreateFolder { path: self.folder(spindle) }, None)?;
+            spindle.impellers.run(Op::CreateFolder { path: self.folder(spindle) }, deadline)?;
         }
         Ok(())
     }
@@ -81,18 +81,45 @@ impl LoadFolders {
         (spindle, format!("{LOADS}/{}/{index:04}.region", self.name))
     }
 
-    /// Another place for a region whose spindle has failed, if the load has another spindle.
-    fn other_place(&self, all: &[Arc<Spindle>], site: &Site, index: u32) -> Option<Site> {
-        let spindle = self.used(all).find(|spindle| spindle.uuid != site.spindle.uuid)?.clone();
-        let path = format!("{LOADS}/{}/{index:04}.again.region", self.name);
-        Some(Site { full_path: spindle.folder.join(&path), path, spindle, ..site.clone() })
+    /// Another place for a region of `bytes` whose spindle has failed: one of the load's own spindles if it can
+    /// be, else any that works and has room.
+    fn other_place(
+        &mut self,
+        all: &[Arc<Spindle>],
+        site: &Site,
+        index: u32,
+        bytes: u64,
+    ) -> Option<(Site, Reservation)> {
+        let others = (0..all.len()).filter(|number| !self.spindles.contains(number));
+        let numbers: Vec<usize> = self.spindles.iter().copied().chain(others).collect();
+        for number in numbers {
+            let spindle = &all[number];
+            if spindle.uuid == site.spindle.uuid || spindle.takes_work().is_err() {
+                continue;
+            }
+            let Ok(space) = spindle.reserve(bytes) else { continue };
+            if !self.spindles.contains(&number) {
+                let create = Op::CreateFolder { path: self.folder(spindle) };
+                if spindle.impellers.run(create, None).is_err() {
+                    continue;
+                }
+                self.spindles.push(number);
+            }
+            let path = format!("{LOADS}/{}/{index:04}.again.region", self.name);
+            let full_path = spindle.folder.join(&path);
+            return Some((Site { full_path, path, spindle: spindle.clone(), ..site.clone() }, space));
+        }
+        None
     }
 
-    /// Removes the folders and all in them. What can't be removed now, the next start's cleaner removes.
-    pub(crate) fn remove_all(&self, all: &[Arc<Spindle>]) {
-        for spindle in self.used(all) {
-            remove_folder(spindle, self.folder(spindle));
-        }
+    /// Removes the folders and all in them, and says whether that worked. What can't be removed now, the next
+    /// start's cleaner removes.
+    pub(crate) fn remove_all(&self, all: &[Arc<Spindle>]) -> bool {
+        let deadline = Some(Instant::now() + REMOVE_WAIT_MAX);
+        // All of them, whatever one says.
+        self.used(all).fold(true, |gone, spindle| {
+            remove_folder(spindle, self.folder(spindle), deadline).is_ok() && gone
+        })
     }
 
     fn used<'a>(&'a self, all: &'a [Arc<Spindle>]) -> impl Iterator<Item = &'a Arc<Spindle>> {
@@ -104,14 +131,24 @@ impl LoadFolders {
     }
 }
 
-/// Removes a folder of region files.
-pub(crate) fn remove_folder(spindle: &Spindle, folder: PathBuf) {
-    let run = |op| spindle.impellers.run(op, None);
-    let Ok(entries) = run(Op::List { path: folder.clone() }) else { return };
-    for entry in entries.into_entries().into_iter().filter(|entry| entry.kind == EntryKind::File) {
-        let _ = run(Op::Unlink { path: folder.join(entry.name) });
+/// How long removing what a load has written waits for a disk.
+const REMOVE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Removes a folder of region files, if it is there.
+pub(crate) fn remove_folder(
+    spindle: &Spindle,
+    folder: PathBuf,
+    deadline: Option<Instant>,
+) -> Result<(), DiskError> {
+    let run = |op| spindle.impellers.run(op, deadline);
+    let entries = match run(Op::List { path: folder.clone() }) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries?.into_entries(),
+    };
+    for entry in entries.into_iter().filter(|entry| entry.kind == EntryKind::File) {
+        run(Op::Unlink { path: folder.join(entry.name) })?;
     }
-    let _ = run(Op::RemoveFolder { path: folder });
+    run(Op::RemoveFolder { path: folder }).map(|_| ())
 }
 
 /// A slice that is to be committed.
@@ -127,20 +164,34 @@ pub(crate) struct Commit {
 impl Commit {
     /// Does it all, and waits for the disks. On an error nothing is left on them.
     pub(crate) fn run(mut self, all: &[Arc<Spindle>]) -> Result<Manifest, CommitError> {
-        let result = self.write_all(all);
-        if result.is_err() {
-            self.folders.remove_all(all);
+        let mut built = std::mem::take(&mut self.built);
+        match self.write_all(all, &mut built) {
+            Ok(mut manifest) => {
+                for (record, region) in manifest.regions.iter_mut().zip(built) {
+                    record.space = FileCount(Some(region.writes.keep()));
+                }
+                Ok(manifest)
+            }
+            Err(error) => {
+                if !self.folders.remove_all(all) {
+                    built.into_iter().for_each(|region| region.writes.leave_behind());
+                }
+                Err(error)
+            }
         }
-        result
     }
 
-    fn write_all(&mut self, all: &[Arc<Spindle>]) -> Result<Manifest, CommitError> {
+    fn write_all(
+        &mut self,
+        all: &[Arc<Spindle>],
+        built: &mut [BuiltRegion],
+    ) -> Result<Manifest, CommitError> {
         let home = all[self.folders.spindles[0]].clone();
         let mut spindles = vec![home.uuid];
         let mut regions = Vec::new();
-        for mut region in std::mem::take(&mut self.built) {
+        for region in built {
             let index = region.index();
-            self.make_durable(all, &mut region).map_err(|source| CommitError::Region { index, source })?;
+            self.make_durable(all, region).map_err(|source| CommitError::Region { index, source })?;
             let uuid = region.site.spindle.uuid;
             let spindle = spindles.iter().position(|known| *known == uuid).unwrap_or_else(|| {
                 spindles.push(uuid);
@@ -154,6 +205,7 @@ impl Commit {
                 blob_count: region.sealed.blob_count,
                 blob_bytes: region.sealed.blob_bytes,
                 content_id: *region.sealed.content_id.expect("regions of ours have one").as_bytes(),
+                space: FileCount::default(),
             });
         }
         let manifest = Manifest {
@@ -171,33 +223,30 @@ impl Commit {
     }
 
     /// Waits for a region's writes and syncs its file; after a failure once more on another spindle.
-    fn make_durable(&self, all: &[Arc<Spindle>], region: &mut BuiltRegion) -> Result<(), DiskError> {
-        let error = match sync_region(region) {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
+    fn make_durable(&mut self, all: &[Arc<Spindle>], region: &mut BuiltRegion) -> Result<(), WriteError> {
+        let Err(error) = region.writes.sync(&region.site, None) else { return Ok(()) };
         // The first failure is final: this file is never synced again, and never trusted.
-        let _ = region.site.spindle.impellers.run(Op::Unlink { path: region.site.full_path.clone() }, None);
-        let Some(other) = self.folders.other_place(all, &region.site, region.index()) else {
+        let unlink = Op::Unlink { path: region.site.full_path.clone() };
+        let removed = region.site.spindle.impellers.run(unlink, None).is_ok();
+        let hot = self.hot.clone();
+        let Some(image) = hot.as_ref().and_then(|hot| image_of(hot, region.index())) else {
             return Err(error);
         };
-        let Some(image) = self.image(region.index()) else { return Err(error) };
-        match Writes::again(&other, image, None) {
+        let bytes = region.sealed.file_bytes;
+        let Some((other, space)) = self.folders.other_place(all, &region.site, region.index(), bytes) else {
+            return Err(error);
+        };
+        match Writes::again(&other, image, space, None) {
             Ok(writes) => {
-                region.writes = writes;
+                let before = std::mem::replace(&mut region.writes, writes);
+                if !removed {
+                    before.leave_behind();
+                }
                 region.site = other;
-                sync_region(region)
+                region.writes.sync(&region.site, None)
             }
-            Err(BuildError::Disk(error)) => Err(error),
+            Err(BuildError::Write(error)) => Err(error),
             Err(_) => Err(error),
-        }
-    }
-
-    fn image(&self, index: u32) -> Option<&Image> {
-        let region = self.hot.as_ref()?.regions.iter().find(|region| region.index == index)?;
-        match &region.bytes {
-            RegionBytes::Image(image) => Some(image),
-            RegionBytes::Map(_) => None,
         }
     }
 
@@ -210,11 +259,12 @@ impl Commit {
     }
 }
 
-fn sync_region(region: &mut BuiltRegion) -> Result<(), DiskError> {
-    region.writes.wait(None)?;
-    let file = region.writes.file.clone();
-    region.site.spindle.impellers.run_in(region.site.lane, Op::SyncData { file }, None)?;
-    Ok(())
+fn image_of(hot: &HotSlice, index: u32) -> Option<&Image> {
+    let region = hot.regions.iter().find(|region| region.index == index)?;
+    match &region.bytes {
+        RegionBytes::Image(image) => Some(image),
+        RegionBytes::Map(_) => None,
+    }
 }
 
 /// The commit point: after the folder's sync the slice exists, before the rename it does not.
@@ -236,7 +286,8 @@ fn write_manifest(home: &Spindle, manifest: &Manifest) -> Result<(), DiskError> 
     Ok(())
 }
 
-/// Takes a slice off the disks: first it ceases to exist, then its files go.
+/// Takes a slice off the disks: first it ceases to exist, then its files go. A file that can't be removed stays
+/// counted, and the next start's cleaner removes it.
 pub(crate) fn remove_slice(
     all: &[Arc<Spindle>],
     manifest: &Manifest,
@@ -248,14 +299,21 @@ pub(crate) fn remove_slice(
         home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, None)?;
         home.impellers.run(Op::SyncFolder { path: folder }, None)?;
     }
+    let mut result = Ok(());
     for region in &manifest.regions {
         let Some(spindle) = find(manifest.spindles[region.spindle as usize]) else { continue };
         let path = spindle.folder.join(&region.path);
-        spindle.impellers.run(Op::Unlink { path: path.clone() }, None)?;
+        match spindle.impellers.run(Op::Unlink { path: path.clone() }, None) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                region.space.0.iter().for_each(|space| spindle.room.leave_behind(space.clone()));
+                result = result.and(Err(error));
+            }
+            _ => {}
+        }
         if let Some(folder) = path.parent() {
             // Goes only when its last region has gone.
             let _ = spindle.impellers.run(Op::RemoveFolder { path: folder.to_owned() }, None);
         }
     }
-    Ok(())
+    result
 }

@@ -9,6 +9,7 @@ use crate::budget::memory::MemoryGrant;
 use crate::region::arena::Image;
 use crate::region::map::RegionMap;
 use crate::scan::patience::{Impatience, Patience};
+use crate::snap::manifest::FileCount;
 use crate::spindle::engine::DiskError;
 
 /// Where a hot region's bytes lie.
@@ -51,11 +52,18 @@ pub(crate) struct HotRegion {
     pub(crate) bytes: RegionBytes,
     /// What it takes of the memory budget. Dropped after the bytes.
     _grant: MemoryGrant,
+    /// What its file takes of the disk, if it is mapped: also when the file has no name any more.
+    _space: FileCount,
 }
 
 impl HotRegion {
     pub(crate) fn new(index: u32, bytes: RegionBytes, grant: MemoryGrant) -> HotRegion {
-        HotRegion { index, bytes, _grant: grant }
+        HotRegion { index, bytes, _grant: grant, _space: FileCount::default() }
+    }
+
+    /// One that is mapped.
+    pub(crate) fn mapped(index: u32, map: RegionMap, grant: MemoryGrant, space: FileCount) -> HotRegion {
+        HotRegion { index, bytes: RegionBytes::Map(map), _grant: grant, _space: space }
     }
 
     /// Up to which file offset bytes may be read now. Waits until that is beyond `from`.

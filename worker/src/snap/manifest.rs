@@ -3,9 +3,12 @@
 //! The bytes are told in `docs/manifest.md`: an envelope with version and checksum, so that a newer
 //! or damaged one is told apart, around a postcard record.
 
+use std::sync::Arc;
+
 use pelton_region_format::{ContentId, Fingerprint, Key, crc32c};
 use serde::{Deserialize, Serialize};
 
+use crate::budget::ledger::Stored;
 use crate::spindle::identity::SpindleUuid;
 
 /// Which format this crate writes.
@@ -41,7 +44,24 @@ pub(crate) struct RegionRecord {
     pub(crate) blob_count: u64,
     pub(crate) blob_bytes: u64,
     pub(crate) content_id: [u8; 32],
+    /// What the file takes of its spindle. Not a part of the record.
+    #[serde(skip)]
+    pub(crate) space: FileCount,
 }
+
+/// Counts a file's space as long as somebody shares this: the manifest that names the file, and whoever has it
+/// open or mapped, since the disk gives the space back with the last of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FileCount(pub(crate) Option<Arc<Stored>>);
+
+/// Records are compared by what is written.
+impl PartialEq for FileCount {
+    fn eq(&self, _: &FileCount) -> bool {
+        true
+    }
+}
+
+impl Eq for FileCount {}
 
 impl RegionRecord {
     pub(crate) fn content_id(&self) -> ContentId {
@@ -175,6 +195,7 @@ mod tests {
             blob_count: 3,
             blob_bytes: 100,
             content_id: [index as u8; 32],
+            space: FileCount::default(),
         };
         Manifest {
             key: "shop/orders@1719878400000#3".parse().unwrap(),

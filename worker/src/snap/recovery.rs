@@ -7,8 +7,8 @@ use std::sync::Arc;
 use pelton_region_format::Key;
 
 use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
-use crate::snap::manifest::{Manifest, ManifestError};
-use crate::spindle::engine::{DiskError, EntryKind, Op};
+use crate::snap::manifest::{FileCount, Manifest, ManifestError};
+use crate::spindle::engine::{DiskError, EntryKind, Op, Outcome};
 use crate::spindle::held::Spindle;
 
 /// A manifest file larger than this is none of ours.
@@ -18,7 +18,7 @@ const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) slices: BTreeMap<Key, Manifest>,
-    /// Slices of which a region is missing: its spindle may come back, so their files stay.
+    /// Slices of which a region is missing: its spindle may come back, so their files stay, and stay counted.
     incomplete: Vec<Manifest>,
     /// The next load's number: above all that were seen.
     pub(crate) next_load: u64,
@@ -81,11 +81,12 @@ fn read_manifests(
         let read = Op::ReadSmall { path: path.clone(), bytes_max: MANIFEST_FILE_BYTES_MAX };
         let bytes = spindle.impellers.run(read, None)?.into_bytes();
         match Manifest::decode(&bytes) {
-            Ok(manifest) => match missing_region(all, &manifest) {
+            Ok(mut manifest) => match missing_region(all, &mut manifest) {
                 None => keep(manifest, recovered),
                 Some(reason) => {
                     recovered.report.dropped.push((path, reason));
                     recovered.next_load = recovered.next_load.max(manifest.load_number + 1);
+                    leave_behind(all, &manifest);
                     recovered.incomplete.push(manifest);
                 }
             },
@@ -94,6 +95,16 @@ fn read_manifests(
         }
     }
     Ok(())
+}
+
+/// Files that wait for a spindle to come back take their space meanwhile.
+fn leave_behind(all: &[Arc<Spindle>], manifest: &Manifest) {
+    for region in &manifest.regions {
+        let uuid = manifest.spindles[region.spindle as usize];
+        if let (Some(space), Some(spindle)) = (&region.space.0, all.iter().find(|s| s.uuid == uuid)) {
+            spindle.room.leave_behind(space.clone());
+        }
+    }
 }
 
 /// Of two manifests of one key the higher load number wins.
@@ -105,24 +116,29 @@ fn keep(manifest: Manifest, recovered: &mut Recovered) {
     }
 }
 
-/// Why the slice can't be served, if it can't: a region that is not there, or not whole.
-fn missing_region(all: &[Arc<Spindle>], manifest: &Manifest) -> Option<String> {
-    for region in &manifest.regions {
+/// Why the slice can't be served, if it can't: a region that is not there, or not whole. The space of those that
+/// are there is counted.
+fn missing_region(all: &[Arc<Spindle>], manifest: &mut Manifest) -> Option<String> {
+    let mut missing = None;
+    for region in &mut manifest.regions {
         let uuid = manifest.spindles[region.spindle as usize];
         let Some(spindle) = all.iter().find(|spindle| spindle.uuid == uuid) else {
-            return Some(format!("the spindle of region {} is not here", region.index));
+            missing = missing.or(Some(format!("the spindle of region {} is not here", region.index)));
+            continue;
         };
         let path = spindle.folder.join(&region.path);
-        match spindle.impellers.run(Op::Length { path }, None).map(|outcome| outcome.into_length()) {
-            Ok(bytes) if bytes == region.file_bytes => {}
+        let problem = match spindle.impellers.run(Op::Length { path }, None).map(Outcome::into_length) {
             Ok(bytes) => {
+                region.space = FileCount(Some(spindle.room.adopt(bytes)));
                 let (index, expected) = (region.index, region.file_bytes);
-                return Some(format!("region {index} has {bytes} bytes, the manifest says {expected}"));
+                (bytes != expected)
+                    .then(|| format!("region {index} has {bytes} bytes, the manifest says {expected}"))
             }
-            Err(error) => return Some(format!("region {}: {error}", region.index)),
-        }
+            Err(error) => Some(format!("region {}: {error}", region.index)),
+        };
+        missing = missing.or(problem);
     }
-    None
+    missing
 }
 
 /// Removes load folders that nothing names, if their home spindle is here to say so.
@@ -142,7 +158,8 @@ fn clean(all: &[Arc<Spindle>], spindle: &Spindle, recovered: &mut Recovered) -> 
         let home_is_here =
             name.rsplit('-').next().is_some_and(|home| all.iter().any(|s| s.uuid_text() == home));
         if home_is_here && !named.contains(&path) {
-            remove_folder(spindle, path.clone());
+            // What can't be removed now is in nobody's way, and the next start tries again.
+            let _ = remove_folder(spindle, path.clone(), None);
             recovered.report.cleaned.push(path);
         }
     }

@@ -10,7 +10,7 @@ use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
 use crate::cache::CacheCore;
 use crate::config::Verify;
 use crate::region::arena::PieceBuffer;
-use crate::snap::manifest::{Manifest, RegionRecord};
+use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op, Outcome};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
@@ -42,6 +42,8 @@ pub(crate) struct StreamRegion {
     tail: Vec<u8>,
     /// What the tail takes of the memory budget.
     _grant: MemoryGrant,
+    /// What the file takes of the disk, also when it has no name any more.
+    _space: FileCount,
 }
 
 /// Where streams take their memory from.
@@ -118,6 +120,7 @@ impl StreamRegion {
             trailer,
             tail,
             _grant: grant,
+            _space: record.space.clone(),
         })
     }
 

@@ -13,7 +13,7 @@ use crate::cache::CacheCore;
 use crate::config::Verify;
 use crate::region::map::{RegionMap, SealedFile};
 use crate::scan::patience::Patience;
-use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
+use crate::snap::hot::{HotRegion, HotSlice};
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::spindle::engine::{DiskError, Op};
 use crate::spindle::file::FileMode;
@@ -167,7 +167,7 @@ fn warm_region(
     if let Some(source) = damage {
         return Err(WarmError::Damaged { index, source });
     }
-    Ok(Arc::new(HotRegion::new(index, RegionBytes::Map(map), grant)))
+    Ok(Arc::new(HotRegion::mapped(index, map, grant, record.space.clone())))
 }
 
 fn map_region(

@@ -41,7 +41,7 @@ pub(crate) enum Op {
     /// Opens a file to read. Answers [`Outcome::File`].
     OpenFile { path: PathBuf, mode: FileMode },
     /// Gives a file at least this length, and takes the space for it from the disk now. Never makes it
-    /// shorter. Where the file system cannot take space ahead it only sets the length.
+    /// shorter. A file system that cannot take space ahead answers `Unsupported`; then go on without.
     Allocate { file: Arc<SpindleFile>, bytes: u64 },
     /// Gives a file exactly this length.
     SetLength { file: Arc<SpindleFile>, bytes: u64 },

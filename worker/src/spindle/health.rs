@@ -17,15 +17,16 @@ use std::io;
 use std::time::Duration;
 
 /// Where a spindle stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HealthState {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HealthState {
     /// Nothing is wrong.
     Ok,
     /// There were faults lately. It is used, but others are preferred for new work.
     Suspect,
     /// It gets no new work. What it holds may still be read.
     Quarantined,
-    /// As quarantined, and whoever is told this state starts a probe: write, sync, read back, remove.
+    /// As quarantined, and it is being found out whether it works again: write, sync, read back, remove.
     Probing,
 }
 
@@ -61,6 +62,8 @@ pub(crate) struct HealthLimits {
     /// An operation is slow, which is a fault, beyond this plus the time for its bytes at `slow_bytes_per_second`.
     pub(crate) slow_after: Duration,
     pub(crate) slow_bytes_per_second: u64,
+    /// An operation that is under way for so long has hung.
+    pub(crate) hung_after: Duration,
     /// How long the first quarantine lasts before the probe, and how long any of them at most.
     pub(crate) probe_wait_min: Duration,
     pub(crate) probe_wait_max: Duration,
@@ -74,6 +77,7 @@ impl Default for HealthLimits {
             // A full queue of 64 MiB on a slow turning disk (20 MiB/s) takes 3 s; a healthy one never 5.
             slow_after: Duration::from_secs(5),
             slow_bytes_per_second: 4 << 20,
+            hung_after: Duration::from_secs(30),
             probe_wait_min: Duration::from_secs(5),
             probe_wait_max: Duration::from_secs(300),
         }
@@ -140,6 +144,7 @@ impl Health {
     }
 
     /// When a [`HealthEvent::Tick`] changes something, if nothing else happens before.
+    #[allow(dead_code, reason = "so far only tests ask")]
     pub(crate) fn tick_at(&self) -> Option<Duration> {
         match self.state {
             HealthState::Ok | HealthState::Probing => None,
@@ -235,6 +240,7 @@ mod tests {
             faults_max: 3,
             slow_after: Duration::from_secs(1),
             slow_bytes_per_second: 1 << 20,
+            hung_after: seconds(30),
             probe_wait_min: Duration::from_secs(5),
             probe_wait_max: Duration::from_secs(15),
         }

@@ -67,17 +67,15 @@ pub(crate) struct ImpellerPlan {
 }
 
 /// Told of each operation that ended, on the impeller's thread: be quick, and touch no disk.
-pub(crate) type Watch = Arc<dyn Fn(&Watched) + Send + Sync>;
+pub(crate) type Watch = Arc<dyn Fn(&Watched<'_>) + Send + Sync>;
 
 /// An operation that ended, as the spindle's health sees it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Watched {
-    pub(crate) verb: &'static str,
+pub(crate) struct Watched<'a> {
     pub(crate) bytes: u64,
     /// From the moment the engine got it. Waiting in the queue is not the disk's fault.
     pub(crate) took: Duration,
-    /// The kind of the error, if it was one.
-    pub(crate) error: Option<io::ErrorKind>,
+    pub(crate) error: Option<&'a DiskError>,
 }
 
 /// The threads that do one spindle's I/O.
@@ -170,8 +168,10 @@ impl Reply {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CloseReport {
     /// Operations that ended while closing, well or not.
+    #[allow(dead_code, reason = "so far only tests ask")]
     pub(crate) finished: u64,
     /// Operations whose turn never came. Their submitters were told.
+    #[allow(dead_code, reason = "so far only tests ask")]
     pub(crate) cancelled: u64,
     /// Threads that a hung disk keeps. They end by themselves if it ever answers.
     pub(crate) abandoned: Vec<Abandoned>,
@@ -279,6 +279,7 @@ impl Impellers {
     }
 
     /// Bytes that are queued or under way: memory that callers cannot have back yet.
+    #[allow(dead_code, reason = "so far only tests ask")]
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         let queue = lock(&self.shared.queue);
         let running = queue.running.values().map(|running| running.bytes).sum::<u64>();
@@ -303,6 +304,7 @@ impl Impellers {
     }
 
     /// How many threads there are.
+    #[allow(dead_code, reason = "so far only tests ask")]
     pub(crate) fn thread_count(&self) -> usize {
         self.names.len()
     }
@@ -411,12 +413,8 @@ impl Impeller {
     fn finish(&self, token: u64, result: Result<Outcome, DiskError>) {
         let Some((running, leftover)) = self.shared.release(token) else { return };
         if let Some(watch) = &self.watch {
-            let watched = Watched {
-                verb: running.subject.verb(),
-                bytes: running.bytes,
-                took: running.since.elapsed(),
-                error: result.as_ref().err().map(DiskError::kind),
-            };
+            let watched =
+                Watched { bytes: running.bytes, took: running.since.elapsed(), error: result.as_ref().err() };
             // The watcher's bug is not the disk's: the operation keeps its own result.
             let _ = catch_unwind(AssertUnwindSafe(|| watch(&watched)));
         }

@@ -60,7 +60,7 @@ fn visits(lease: &Lease) -> Vec<Visit> {
 fn check_pinned(threads: usize) {
     let folder = tempfile::tempdir().unwrap();
     let spindle = folder.path().join("spindle");
-    let cache = Cache::builder().spindle(spindle).memory(64 << 20).scan_threads(threads).pin(true);
+    let cache = Cache::builder().spindle(spindle, None).memory(64 << 20).scan_threads(threads).pin(true);
     let cache = cache.open().unwrap();
     let mut lease = lease_of(&cache);
     let cores = allowed_cores().unwrap();
@@ -97,7 +97,7 @@ fn each_region_is_visited_by_one_thread_on_one_core() {
 fn without_pinning_each_region_keeps_its_thread_which_may_run_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let spindle = folder.path().join("spindle");
-    let cache = Cache::builder().spindle(spindle).memory(64 << 20).scan_threads(2).pin(false);
+    let cache = Cache::builder().spindle(spindle, None).memory(64 << 20).scan_threads(2).pin(false);
     let cache = cache.open().unwrap();
     let lease = lease_of(&cache);
     let cores = allowed_cores().unwrap();
@@ -116,7 +116,8 @@ fn without_pinning_each_region_keeps_its_thread_which_may_run_anywhere() {
 #[test]
 fn a_scan_inside_of_a_scan_is_refused_and_its_partitions_can_be_folded() {
     let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::builder().spindle(folder.path().join("spindle")).memory(64 << 20).scan_threads(1);
+    let cache =
+        Cache::builder().spindle(folder.path().join("spindle"), None).memory(64 << 20).scan_threads(1);
     let cache = cache.open().unwrap();
     let lease = lease_of(&cache);
     let count = |blobs: &mut Blobs<'_>, count: &mut usize| {
@@ -139,7 +140,7 @@ fn a_scan_inside_of_a_scan_is_refused_and_its_partitions_can_be_folded() {
 fn a_lease_scans_after_its_cache_handle_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let spindle = folder.path().join("spindle");
-    let cache = Cache::builder().spindle(&spindle).memory(64 << 20).scan_threads(2).open().unwrap();
+    let cache = Cache::builder().spindle(&spindle, None).memory(64 << 20).scan_threads(2).open().unwrap();
     let lease = lease_of(&cache);
     drop(cache);
     let shared = Arc::new(());
@@ -152,7 +153,7 @@ fn a_lease_scans_after_its_cache_handle_and_leaves_nothing_behind() {
     assert_eq!(Arc::strong_count(&shared), 1, "the closure is gone");
     drop(lease);
     // The folder is free again: everything that was the cache's has ended.
-    Cache::builder().spindle(&spindle).memory(64 << 20).open().unwrap();
+    Cache::builder().spindle(&spindle, None).memory(64 << 20).open().unwrap();
 }
 
 #[test]
@@ -232,7 +233,7 @@ fn put_a_region_beyond_4_gib(spindle: &std::path::Path) -> Vec<u32> {
 fn blobs_beyond_4_gib_are_read_right_from_the_disk_and_mapped() {
     let folder = tempfile::tempdir().unwrap();
     let spindle = folder.path().join("spindle");
-    let open = |memory| Cache::builder().spindle(&spindle).memory(memory).scan_threads(2).open();
+    let open = |memory| Cache::builder().spindle(&spindle, None).memory(memory).scan_threads(2).open();
     let key = {
         let cache = open(64 << 20).unwrap();
         let key: Key = "test/far@1#0".parse().unwrap();

@@ -162,12 +162,6 @@ fn allocate(file: &SpindleFile, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
             Ok(()) => return Ok(()),
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP) => {
-                if length_of(file)? < bytes {
-                    rustix::fs::ftruncate(file, bytes)?;
-                }
-                return Ok(());
-            }
             Err(errno) => return Err(errno.into()),
         }
     }

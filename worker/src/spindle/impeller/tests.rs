@@ -341,7 +341,10 @@ fn errors_are_answers() {
     let watch: Watch = {
         let errors = errors.clone();
         Arc::new(move |watched| {
-            errors.fetch_add(u64::from(watched.error == Some(io::ErrorKind::NotFound)), Ordering::Relaxed);
+            errors.fetch_add(
+                u64::from(watched.error.is_some_and(|error| error.kind() == io::ErrorKind::NotFound)),
+                Ordering::Relaxed,
+            );
             panic!("a watcher with a bug harms nobody");
         })
     };

@@ -1,0 +1,95 @@
+//! Where a cache is and how large it may be: options, and the file behind them.
+
+use pelton::Cache;
+
+use crate::Story;
+
+const LOAD: [&str; 6] = ["load", "d/v@1", "--from", "in", "--format", "lines"];
+
+fn capacity(story: &Story, folder: &str) -> u64 {
+    let cache = Cache::builder().spindle(story.path(folder), 1 << 30).open().unwrap();
+    cache.spindles()[0].used
+}
+
+#[test]
+fn a_file_says_what_options_override() {
+    let story = Story::new();
+    story.write("in", "one\n");
+    story.write(
+        "pelton.toml",
+        "memory = \"128MiB\"\nscan_threads = 1\n[[spindle]]\npath = \"of-file\"\ncapacity = \"64MiB\"\n",
+    );
+    story.run(&[&LOAD[..], &["--config", "pelton.toml"]].concat()).ok();
+    story.holds(&["one"], &["--config", "pelton.toml"]);
+    assert!(capacity(&story, "of-file") > 0);
+    assert!(!story.path("pelton-data").exists());
+    // The option replaces the file's spindles, and what it does not name stays as the file says.
+    story.run(&[&LOAD[..], &["--config", "pelton.toml", "--spindle", "of-option:32MiB"]].concat()).ok();
+    assert!(capacity(&story, "of-option") > 0);
+    story
+        .run(&[&LOAD[..], &["--config", "pelton.toml", "--memory", "1MiB"]].concat())
+        .fails_saying(&["memory is 1 MiB, allowed is 64 MiB to "]);
+}
+
+#[test]
+fn what_a_file_gets_wrong_is_told_with_its_line() {
+    let story = Story::new();
+    story.write("in", "one\n");
+    let cases = [
+        ("memory = 1\nmemori = 2\n", "line 2: unknown field `memori`"),
+        ("\n\nmemory = \"64MB\"\n", "line 3: "),
+        ("spindle = 3\n", "line 1: "),
+        ("engine = \"aio\"\n", "unknown variant `aio`"),
+        ("memory = ", "line 1: "),
+    ];
+    for (text, told) in cases {
+        story.write("wrong.toml", text);
+        story.run(&[&LOAD[..], &["--config", "wrong.toml"]].concat()).fails_saying(&["wrong.toml: ", told]);
+    }
+    story
+        .run(&[&LOAD[..], &["--config", "none.toml"]].concat())
+        .fails_saying(&["none.toml: ", "there is no such file"]);
+    story.write("wrong.toml", "depth = 0\n");
+    story
+        .run(&[&LOAD[..], &["--config", "wrong.toml"]].concat())
+        .fails_saying(&["depth is 0, allowed is 1 to 256"]);
+}
+
+#[test]
+fn a_spindle_holds_what_follows_its_last_colon() {
+    let story = Story::new();
+    let blob = vec![b'x'; 40 << 20];
+    story.write("in", &blob);
+    story
+        .run(&["load", "d/v@1", "--from", "in", "--format", "raw", "--regions", "1", "--spindle", "s:32MiB"])
+        .fails_saying(&["no spindle takes the load of d/v@1#0", "s: 40", "are too much", "32.0 MiB"]);
+    story
+        .run(&["load", "d/v@1", "--from", "in", "--format", "raw", "--regions", "1", "--spindle", "s:48MiB"])
+        .ok();
+    story.run(&[&LOAD[..], &["--spindle", "t:400GB"]].concat()).refuses_usage(&[
+        "--spindle",
+        "t:400GB",
+        "write GiB",
+    ]);
+    story
+        .run(&[&LOAD[..], &["--spindle", "t:1MiB"]].concat())
+        .fails_saying(&["capacity of t is 1 MiB, allowed is 16 MiB to 1 EiB"]);
+    assert!(!story.path("t").exists());
+}
+
+#[test]
+fn spindles_on_one_disk_are_told_and_one_folder_is_not_two() {
+    let story = Story::new();
+    story.write("in", "one\n");
+    let two = story.run(&[&LOAD[..], &["--spindle", "a", "--spindle", "b"]].concat());
+    assert_eq!(
+        two.warnings,
+        "pelton: the spindles b and a share a file system: they fill and fail together\n"
+    );
+    two.ok();
+    for again in ["a", "./a", "b/../a"] {
+        story
+            .run(&[&LOAD[..], &["--spindle", "a", "--spindle", "b", "--spindle", again]].concat())
+            .fails_saying(&["spindle is ", "allowed is each folder once"]);
+    }
+}

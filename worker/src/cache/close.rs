@@ -1,0 +1,183 @@
+//! What the cache still has to bring to the disks: waiting for it, hearing what failed, and closing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pelton_region_format::Key;
+
+use crate::snap::commit::CommitError;
+use crate::spindle::held::Spindle;
+
+/// Why slices are not on the disks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// Some are still on their way. Wait again, or look at the disks.
+    #[error("{} did not get to the disk in time", Keys(keys))]
+    Late {
+        /// Their keys.
+        keys: Vec<Key>,
+    },
+    /// Some can be scanned and will not survive the process. Load them again, once the disks are in order.
+    #[error("{}", Failures(failures))]
+    Failed {
+        /// Each key, and what failed on its way to the disk.
+        failures: Vec<(Key, CommitError)>,
+    },
+}
+
+/// What closing had to leave behind. The cache is closed all the same.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CloseError {
+    /// Slices that were still on their way to the disk. The next start does not find them.
+    pub unfinished: Vec<Key>,
+    /// Slices that did not get to the disk, and why.
+    pub failed: Vec<(Key, CommitError)>,
+    /// Threads that a hung disk keeps, each with what it waits for. They end when the disk answers. Until then
+    /// their spindle's folder can't be opened again.
+    pub abandoned: Vec<String>,
+}
+
+impl std::error::Error for CloseError {}
+
+impl fmt::Display for CloseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if !self.unfinished.is_empty() {
+            parts.push(format!("{} did not get to the disk in time", Keys(&self.unfinished)));
+        }
+        if !self.failed.is_empty() {
+            parts.push(Failures(&self.failed).to_string());
+        }
+        if !self.abandoned.is_empty() {
+            parts.push(format!("left behind: {}", self.abandoned.join(", ")));
+        }
+        write!(f, "the cache was closed, but {}", parts.join("; "))
+    }
+}
+
+struct Keys<'a>(&'a [Key]);
+
+impl fmt::Display for Keys<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<String> = self.0.iter().map(Key::to_string).collect();
+        f.write_str(&keys.join(", "))
+    }
+}
+
+struct Failures<'a>(&'a [(Key, CommitError)]);
+
+impl fmt::Display for Failures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, error)) in self.0.iter().enumerate() {
+            write!(f, "{}{key} did not get to the disk: {error}", if index == 0 { "" } else { "; " })?;
+            let mut cause = std::error::Error::source(error);
+            while let Some(error) = cause {
+                write!(f, ": {error}")?;
+                cause = error.source();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The commits that are under way, and those that failed while nobody waited for them.
+#[derive(Debug, Default)]
+pub(crate) struct Commits {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    under_way: BTreeMap<u64, Key>,
+    /// At most one for each key: the last one.
+    failed: BTreeMap<Key, CommitError>,
+}
+
+/// A commit that is under way as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    commits: Arc<Commits>,
+    number: u64,
+}
+
+impl Commits {
+    /// One more is under way.
+    pub(crate) fn begin(self: &Arc<Self>, key: Key) -> UnderWay {
+        let mut state = self.lock();
+        let number = state.next;
+        state.next += 1;
+        state.failed.remove(&key); // What fails or works now is what counts.
+        state.under_way.insert(number, key);
+        UnderWay { commits: self.clone(), number }
+    }
+
+    /// Waits until those that are under way now have ended. At the deadline it tells the others.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Vec<Key> {
+        let mut state = self.lock();
+        let until = state.next;
+        loop {
+            if state.under_way.range(..until).next().is_none() {
+                return Vec::new();
+            }
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => {
+                    return state.under_way.range(..until).map(|(_, key)| key.clone()).collect();
+                }
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// Those that failed and that nobody has heard of.
+    pub(crate) fn take_failed(&self) -> Vec<(Key, CommitError)> {
+        std::mem::take(&mut self.lock().failed).into_iter().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl UnderWay {
+    /// It failed, and nobody waits for it: the next one who asks is told.
+    pub(crate) fn failed(self, error: CommitError) {
+        let mut state = self.commits.lock();
+        if let Some(key) = state.under_way.get(&self.number).cloned() {
+            state.failed.insert(key, error);
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.commits.lock().under_way.remove(&self.number);
+        self.commits.changed.notify_all();
+    }
+}
+
+/// Ends the threads of all spindles, side by side, and names those that had to be left behind.
+pub(crate) fn close_spindles(spindles: &[Arc<Spindle>], deadline: Instant) -> Vec<String> {
+    std::thread::scope(|scope| {
+        let close = |spindle: &Arc<Spindle>| {
+            let spindle = spindle.clone();
+            scope.spawn(move || {
+                let report = spindle.impellers.close(deadline);
+                report.abandoned.into_iter().map(|abandoned| abandoned.to_string()).collect::<Vec<String>>()
+            })
+        };
+        let threads: Vec<_> = spindles.iter().map(close).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("closing does not panic")).collect()
+    })
+}
+
+/// How long closing without a deadline waits: longer than anybody.
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -1,0 +1,112 @@
+//! The health of a spindle while it is in use: what its operations came to, and when it is to be probed.
+
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::spindle::engine::DiskError;
+use crate::spindle::health::{Health, HealthEvent, HealthLimits, HealthState, is_disk_fault};
+use crate::spindle::impeller::Watched;
+
+/// Told by the impellers of all that ends, asked by whoever wants to place a load.
+#[derive(Debug)]
+pub(crate) struct SpindleWatch {
+    opened: Instant,
+    pub(crate) hung_after: Duration,
+    watched: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    health: Health,
+    /// The last thing that went wrong, for people.
+    last_fault: Option<String>,
+    /// Somebody is finding out whether the disk works again.
+    probed: bool,
+}
+
+impl SpindleWatch {
+    pub(crate) fn new(limits: HealthLimits) -> SpindleWatch {
+        SpindleWatch {
+            opened: Instant::now(),
+            hung_after: limits.hung_after,
+            watched: Mutex::new(State { health: Health::new(limits), last_fault: None, probed: false }),
+        }
+    }
+
+    /// Takes in an operation that ended.
+    pub(crate) fn ended(&self, watched: &Watched<'_>) {
+        let event = match watched.error {
+            None => HealthEvent::Done { bytes: watched.bytes, took: watched.took },
+            Some(error @ DiskError::Failed { source, .. }) if is_disk_fault(source) => {
+                return self.fault(HealthEvent::Failed, error);
+            }
+            // It says nothing about the disk.
+            Some(_) => return,
+        };
+        self.lock().health.on(self.opened.elapsed(), event);
+    }
+
+    /// Takes in that something went wrong.
+    pub(crate) fn fault(&self, event: HealthEvent, error: &DiskError) {
+        // Outside of the lock.
+        let text = match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        };
+        let mut state = self.lock();
+        state.last_fault = Some(text);
+        state.health.on(self.opened.elapsed(), event);
+    }
+
+    /// Where the spindle stands.
+    pub(crate) fn state(&self) -> HealthState {
+        let mut state = self.lock();
+        // A quarantine ends with a probe, and this caller makes none.
+        if state.health.state().takes_work() {
+            state.health.on(self.opened.elapsed(), HealthEvent::Tick);
+        }
+        state.health.state()
+    }
+
+    /// The last thing that went wrong, while the spindle is not trusted for it.
+    pub(crate) fn last_fault(&self) -> Option<String> {
+        let state = self.lock();
+        (state.health.state() != HealthState::Ok).then(|| state.last_fault.clone()).flatten()
+    }
+
+    /// Whether new loads may go there. Where a probe is due the caller's is asked, and its answer counts.
+    pub(crate) fn takes_work(&self, probe: impl FnOnce() -> Result<(), DiskError>) -> bool {
+        let mut state = self.lock();
+        state.health.on(self.opened.elapsed(), HealthEvent::Tick);
+        if state.health.state() != HealthState::Probing || state.probed {
+            return state.health.state().takes_work();
+        }
+        state.probed = true;
+        drop(state);
+        let result = probe();
+        let mut state = self.lock();
+        state.probed = false;
+        if let Err(error) = &result {
+            state.last_fault = Some(error.to_string());
+        }
+        state.health.on(self.opened.elapsed(), HealthEvent::Probed { ok: result.is_ok() });
+        state.health.state().takes_work()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the impellers call: it keeps `held` as long as one of their threads lives.
+pub(crate) fn watch_of<T: Send + Sync + 'static>(
+    watch: &Arc<SpindleWatch>,
+    held: Arc<T>,
+) -> crate::spindle::impeller::Watch {
+    let watch = watch.clone();
+    Arc::new(move |watched| {
+        let _held = &held;
+        watch.ended(watched);
+    })
+}
