@@ -11,7 +11,7 @@ use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
 use crate::budget::memory::MemoryBudget;
 use crate::builder::CacheBuilder;
-use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, close_spindles};
+use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, UnderWay, close_spindles};
 use crate::config::Verify;
 use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::threads::ScanThreads;
@@ -529,12 +529,10 @@ impl CacheCore {
             state.loading = false;
             state.committing = true;
         });
-        let under_way = self.commits.begin(entry.key.clone());
         let commit = Commit { key: entry.key.clone(), fingerprint, region_count, folders, built, hot };
         let (tell, result) = bounded(1);
-        // Not the cache itself: its last handle waits for this thread.
         let spindles = self.spindles.clone();
-        let run = move || {
+        self.aside("pelton-commit", entry.key.clone(), move |under_way| {
             let committed = commit.run(&spindles);
             let ended = end_commit(&spindles, &entry, committed);
             // Before it is told: who was told may drop the cache, and open its folders again.
@@ -546,13 +544,21 @@ impl CacheCore {
                     let _ = tell.send(ended);
                 }
             }
-        };
-        let job = Arc::new(Mutex::new(Some(run)));
+        });
+        Committing { result }
+    }
+
+    /// Runs what may wait for a disk on a thread of its own, which the cache's last handle waits for. So `run`
+    /// must not hold the cache, and lets go of its spindles before it says that it has ended.
+    pub(crate) fn aside(&self, thread: &str, key: Key, run: impl FnOnce(UnderWay) + Send + 'static) {
+        let under_way = self.commits.begin(key);
+        let job = Arc::new(Mutex::new(Some(move || run(under_way))));
         let of_thread = job.clone();
         let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let thread = std::thread::Builder::new().name("pelton-commit".to_owned());
-        let spawned = thread.spawn(move || {
-            if let Some(run) = take(&of_thread) {
+        let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+            let job = take(&of_thread);
+            drop(of_thread);
+            if let Some(run) = job {
                 run();
             }
         });
@@ -562,7 +568,6 @@ impl CacheCore {
         {
             run();
         }
-        Committing { result }
     }
 
     fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Entry>>> {
@@ -601,3 +606,6 @@ fn end_commit(
     entry.change(|state| state.committing = false);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,8 @@ pub enum SyncError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct CloseError {
-    /// Slices that were still on their way to the disk. The next start does not find them.
+    /// Slices that were still on their way to the disk, or off it after a failed load. The next start does not
+    /// find them.
     pub unfinished: Vec<Key>,
     /// Slices that did not get to the disk, and why.
     pub failed: Vec<(Key, CommitError)>,

@@ -154,11 +154,6 @@ impl RegionBuild {
         }))
     }
 
-    /// Whether it has a file.
-    pub(crate) fn has_file(&self) -> bool {
-        self.begun.is_some()
-    }
-
     /// Its file could not be removed: its space stays counted.
     pub(crate) fn leave_behind(self) {
         if let Some(begun) = self.begun {

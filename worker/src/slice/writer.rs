@@ -1,6 +1,6 @@
 //! The four loader calls: open_for_writes, queue_parcel, wait_for_writes, close_for_writes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,8 @@ pub struct SliceWriter {
     blob_bytes: AtomicU64,
     /// Whether what is written is somebody else's now: the sealed slice's.
     handed_on: bool,
+    /// Set once, by whoever ends the load early and removes what it wrote.
+    cancelled: AtomicBool,
 }
 
 impl SliceWriter {
@@ -192,6 +194,7 @@ impl SliceWriter {
             regions,
             blob_bytes: AtomicU64::new(0),
             handed_on: false,
+            cancelled: AtomicBool::new(false),
         })
     }
 
@@ -285,9 +288,23 @@ impl SliceWriter {
 
     /// Ends the load, and removes what it wrote. Its disk space is free again when its files are gone.
     fn cancel(&self) {
+        if self.cancelled.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let builds: Vec<RegionBuild> = self.regions.iter().filter_map(|region| lock(region).take()).collect();
-        if builds.iter().any(RegionBuild::has_file) && !self.folders.remove_all(&self.core.spindles) {
-            builds.into_iter().for_each(RegionBuild::leave_behind);
+        let (folders, spindles) = (self.folders.clone(), self.core.spindles.clone());
+        let remove = move || {
+            if !folders.remove_all(&spindles) {
+                builds.into_iter().for_each(RegionBuild::leave_behind);
+            }
+        };
+        match self.plan.deadline {
+            None => remove(),
+            // Somebody has a deadline, and the disk may be what it passed for.
+            Some(_) => self.core.aside("pelton-remove", self.entry.key.clone(), move |under_way| {
+                remove();
+                drop(under_way);
+            }),
         }
     }
 }
@@ -296,7 +313,6 @@ impl Drop for SliceWriter {
     fn drop(&mut self) {
         if !self.handed_on {
             self.cancel();
-            self.folders.remove_all(&self.core.spindles);
             self.entry.load_failed();
         }
     }

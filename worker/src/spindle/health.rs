@@ -219,6 +219,8 @@ pub(crate) fn is_disk_fault(error: &io::Error) -> bool {
             | FileTooLarge
             | NotFound
             | AlreadyExists
+            | DirectoryNotEmpty
+            | WouldBlock
             | InvalidInput
             | Interrupted
             | OutOfMemory
@@ -337,7 +339,15 @@ mod tests {
         for code in [libc::EIO, libc::EROFS, libc::ENODEV, libc::ENXIO, libc::ETIMEDOUT, libc::ESTALE] {
             assert!(is_disk_fault(&io::Error::from_raw_os_error(code)), "{code}");
         }
-        for code in [libc::ENOSPC, libc::EDQUOT, libc::ENOENT, libc::EMFILE, libc::ENOMEM, libc::EINVAL] {
+        for code in [
+            libc::ENOSPC,
+            libc::EDQUOT,
+            libc::ENOENT,
+            libc::EMFILE,
+            libc::ENOMEM,
+            libc::EINVAL,
+            libc::ENOTEMPTY,
+        ] {
             assert!(!is_disk_fault(&io::Error::from_raw_os_error(code)), "{code}");
         }
     }

@@ -176,6 +176,11 @@ impl SimDisk {
         self
     }
 
+    /// Takes all faults away.
+    pub(crate) fn heal(&self) {
+        self.state().faults.clear();
+    }
+
     /// Losing its power in the middle of operation `op`. From then on everything answers EIO.
     pub(crate) fn losing_power_at(self, op: u64) -> SimDisk {
         self.state().power_lost_at = Some(op);
