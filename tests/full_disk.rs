@@ -3,43 +3,14 @@
 //! Goal: a load that does not fit fails with a clear error and leaves nothing; other spindles and the next
 //! load are unharmed. It needs root for the mount, and says so where it was skipped.
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::Path;
 use std::process::Command;
 
 use pelton::*;
 
-/// A small ext4, mounted while this value lives.
-struct SmallDisk {
-    folder: PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(within: &Path, bytes: u64) -> Option<SmallDisk> {
-        let (image, folder) = (within.join("disk.img"), within.join("disk"));
-        std::fs::create_dir(&folder).unwrap();
-        std::fs::File::create(&image).unwrap().set_len(bytes).unwrap();
-        let run = |program: &str, args: &[&str]| {
-            Command::new(program).args(args).arg(&image).output().is_ok_and(|output| output.status.success())
-        };
-        let mounted = run("mkfs.ext4", &["-q", "-F", "-m", "0"])
-            && Command::new("mount")
-                .args(["-o", "loop"])
-                .args([&image, &folder])
-                .output()
-                .is_ok_and(|output| output.status.success());
-        if !mounted {
-            println!("SKIPPED: no loop mount here (it needs root and mkfs.ext4)");
-            return None;
-        }
-        Some(SmallDisk { folder })
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.folder).status();
-    }
-}
+use support::{SmallDisk, text};
 
 fn load(cache: &Cache, key: &Key, mib: u8, write_path: WritePath) -> Result<(), LoadError> {
     let mut plan = LoadPlan::new(Fingerprint::from_bytes([mib; 32]));
@@ -53,16 +24,6 @@ fn load(cache: &Cache, key: &Key, mib: u8, write_path: WritePath) -> Result<(), 
         writer.queue_parcel(parcel.finish())?;
     }
     writer.wait_for_writes()?.close_for_writes()
-}
-
-fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn regions_below(folder: &Path) -> usize {

@@ -15,7 +15,7 @@ use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, UnderWay, cl
 use crate::config::Verify;
 use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::threads::ScanThreads;
-use crate::slice::build::BuiltRegion;
+use crate::slice::build::{BuiltRegion, RegionBuild};
 use crate::slice::plan::LoadPlan;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
 use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_slice};
@@ -294,14 +294,15 @@ impl Snap {
             LoadError::NoSpindle { key: key(), refusals }
         })?;
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
+        let deadline = plan.deadline;
         let open = folders
-            .create(spindles, plan.deadline)
+            .create(spindles, deadline)
             .map_err(|error| load_error(key(), error.into()))
             .and_then(|()| {
                 SliceWriter::new(self.core.clone(), self.entry.clone(), plan, folders.clone(), placed.space)
             });
         open.inspect_err(|_| {
-            folders.remove_all(spindles);
+            self.core.remove_load(key(), folders, deadline, Vec::new());
             self.entry.load_failed();
         })
     }
@@ -546,6 +547,30 @@ impl CacheCore {
             }
         });
         Committing { result }
+    }
+
+    /// Removes what a load has written, and gives its space back.
+    pub(crate) fn remove_load(
+        &self,
+        key: Key,
+        folders: LoadFolders,
+        deadline: Option<Instant>,
+        builds: Vec<RegionBuild>,
+    ) {
+        let spindles = self.spindles.clone();
+        let remove = move || {
+            if !folders.remove_all(&spindles) {
+                builds.into_iter().for_each(RegionBuild::leave_behind);
+            }
+        };
+        match deadline {
+            None => remove(),
+            // Somebody has a deadline, and the disk may be what it passes for.
+            Some(_) => self.aside("pelton-remove", key, move |under_way| {
+                remove();
+                drop(under_way);
+            }),
+        }
     }
 
     /// Runs what may wait for a disk on a thread of its own, which the cache's last handle waits for. So `run`

@@ -292,20 +292,7 @@ impl SliceWriter {
             return;
         }
         let builds: Vec<RegionBuild> = self.regions.iter().filter_map(|region| lock(region).take()).collect();
-        let (folders, spindles) = (self.folders.clone(), self.core.spindles.clone());
-        let remove = move || {
-            if !folders.remove_all(&spindles) {
-                builds.into_iter().for_each(RegionBuild::leave_behind);
-            }
-        };
-        match self.plan.deadline {
-            None => remove(),
-            // Somebody has a deadline, and the disk may be what it passed for.
-            Some(_) => self.core.aside("pelton-remove", self.entry.key.clone(), move |under_way| {
-                remove();
-                drop(under_way);
-            }),
-        }
+        self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.plan.deadline, builds);
     }
 }
 
