@@ -117,9 +117,8 @@ impl LoadFolders {
     pub(crate) fn remove_all(&self, all: &[Arc<Spindle>]) -> bool {
         let deadline = Some(Instant::now() + REMOVE_WAIT_MAX);
         // All of them, whatever one says.
-        self.used(all).fold(true, |gone, spindle| {
-            remove_folder(spindle, self.folder(spindle), deadline).is_ok() && gone
-        })
+        let left = |spindle: &&Arc<Spindle>| remove_folder(spindle, self.folder(spindle), deadline).is_err();
+        self.used(all).filter(left).count() == 0
     }
 
     fn used<'a>(&'a self, all: &'a [Arc<Spindle>]) -> impl Iterator<Item = &'a Arc<Spindle>> {
