@@ -29,7 +29,7 @@ fn load(cache: &Cache, key: &Key, mib: u8, deadline: Option<Instant>) -> Result<
 
 fn blobs(cache: &Cache, key: &Key) -> u64 {
     let lease = cache.lease(key, Want::Latest, None).unwrap();
-    let count = |blobs: &mut BlobCursor<'_>, n: &mut u64| {
+    let count = |blobs: &mut Blobs<'_>, n: &mut u64| {
         while let Some(blob) = blobs.next()? {
             assert!(blob.len() == 1 << 20 && blob.iter().all(|&byte| byte == blob[0]));
             *n += 1;

@@ -76,7 +76,7 @@ fn load(cache: &Cache, plan: LoadPlan) -> Result<(), LoadError> {
 
 fn scan(cache: &Cache) -> Result<u64, LeaseError> {
     let lease = cache.lease(&key(), Want::Latest, None)?;
-    let count = |blobs: &mut pelton_region_format::BlobCursor<'_>, n: &mut u64| {
+    let count = |blobs: &mut crate::Blobs<'_>, n: &mut u64| {
         while let Some(blob) = blobs.next()? {
             assert!(blob.len() as u64 == MIB && blob.iter().all(|byte| *byte == blob[0]));
             *n += 1;
