@@ -62,7 +62,7 @@ pub(crate) fn open(config: Config) -> Result<Cache, Failure> {
 fn read(path: &Path) -> Result<Config, Failure> {
     let text = fs::read_to_string(path).map_err(|error| Failure::io(path, "read", &error))?;
     toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         Failure::file(path, format!("line {line}: {}", error.message()))
     })
 }
