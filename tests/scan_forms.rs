@@ -169,19 +169,19 @@ fn check_forms(lease: &Lease, expected: &BlobSet, way: Way, named: &str) {
     assert!(&whole == expected, "partitions, {named}");
 
     if way == Way::Stream {
-        assert!(lease.is_streamed() && matches!(lease.region(0), Err(RegionError::Streamed { .. })));
+        assert!(lease.is_streamed() && matches!(lease.region(0, None), Err(RegionError::Streamed { .. })));
         return;
     }
     let mut in_place = BlobSet::new();
     for n in 0..lease.region_count() {
-        let region = lease.region(n).unwrap();
+        let region = lease.region(n, None).unwrap();
         let mut cursor = RegionView::open(&region).unwrap().blobs();
         while let Some(blob) = cursor.next().unwrap() {
             add(&mut in_place, blob);
         }
     }
     assert!(&in_place == expected, "region handles, {named}");
-    assert!(matches!(lease.region(lease.region_count()), Err(RegionError::NotThere { .. })), "{named}");
+    assert!(matches!(lease.region(lease.region_count(), None), Err(RegionError::NotThere { .. })), "{named}");
 }
 
 /// From images, from maps, and as a stream; after a flush, too, since a lease keeps what it reads.

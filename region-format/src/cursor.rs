@@ -32,7 +32,7 @@ impl Default for BlobCursor<'_> {
 }
 
 impl<'a> BlobCursor<'a> {
-    /// `bytes` is the whole file, in which the span lies.
+    /// `bytes` is the file, in which the span lies, as far as it is there.
     pub(crate) fn new(bytes: &'a [u8], span: Span) -> BlobCursor<'a> {
         BlobCursor {
             bytes,
@@ -103,6 +103,12 @@ impl<'a> BlobCursor<'a> {
     /// blob.
     pub fn limit(&mut self, offset: u64) {
         self.edge = offset.min(self.span.end) as usize;
+    }
+
+    /// Takes more of the same file's bytes, which have come meanwhile: as many as before and those behind them.
+    pub fn extend(&mut self, bytes: &'a [u8]) {
+        debug_assert!(self.bytes.len() <= bytes.len(), "bytes only come");
+        self.bytes = bytes;
     }
 
     /// The least limit at which it hands out one more blob, or says that there is none; it may take two steps to

@@ -7,6 +7,7 @@ use zerocopy::byteorder::little_endian::U32;
 
 use crate::body::{BODY_START, LENGTH_BYTES, Span, first_after};
 use crate::checksum::{crc32c, crc32c_from_memory};
+use crate::cursor::BlobCursor;
 use crate::error::{FormatError, Place, Value, damaged};
 use crate::header::Header;
 use crate::limits::{METADATA_BYTES_MAX, PAGE_BYTES};
@@ -110,6 +111,12 @@ impl<'a> Frame<'a> {
     /// How many blobs are in the index.
     pub fn index_len(&self) -> usize {
         self.index.map_or(0, |index| index.entries.len())
+    }
+
+    /// The blobs of a span, in the file's bytes as far as they are there. Where that is not all of them, keep it
+    /// before those that are missing, by its [`limit`](BlobCursor::limit); they are taken for a file that was cut.
+    pub fn cursor<'b>(&self, bytes: &'b [u8], span: Span) -> BlobCursor<'b> {
+        BlobCursor::new(bytes, span)
     }
 
     /// How many checksum blocks the body is cut in.

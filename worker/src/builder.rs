@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::cache::{Cache, CacheCore};
 use crate::config::host::Host;
 use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig, Verify};
+use crate::region::residence::Residence;
 use crate::scan::threads::ScanThreads;
 use crate::snap::recovery::recover;
 use crate::spindle::engine::EngineKind;
@@ -106,6 +107,20 @@ impl CacheBuilder {
         self
     }
 
+    /// Where regions lie when they are brought into memory.
+    pub fn residence(mut self, residence: Residence) -> Self {
+        self.config.residence = residence;
+        self
+    }
+
+    /// Whether a mapped file that becomes shorter, or a disk that fails late, is an error of the scan that meets it
+    /// instead of the end of the process. Off by default: it installs a handler for SIGBUS, which belongs to the whole
+    /// process. Faults elsewhere go to the handler that was there before.
+    pub fn sigbus_guard(mut self, guard: bool) -> Self {
+        self.config.sigbus_guard = guard;
+        self
+    }
+
     /// Opens the cache, and finds what earlier ones have left on the spindles.
     ///
     /// # Errors
@@ -151,6 +166,8 @@ fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> 
         settings.verify,
         usize::try_from(settings.piece_bytes).expect("pieces are a few MiB"),
         Arc::new(ScanThreads::new(settings.scan_threads, settings.scan_cores.clone())),
+        settings.residence,
+        settings.sigbus_guard,
         epoch,
         std::mem::take(&mut recovered.slices),
         recovered.next_load,

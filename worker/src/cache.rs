@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
-use crate::budget::memory::MemoryBudget;
+use crate::budget::memory::{MemoryBudget, MemoryUse};
 use crate::builder::CacheBuilder;
 use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, UnderWay, close_spindles};
 use crate::config::Verify;
+use crate::region::residence::Residence;
+use crate::region::smaps::large_page_bytes;
 use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::threads::ScanThreads;
 use crate::slice::build::{BuiltRegion, RegionBuild};
@@ -25,7 +27,7 @@ use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::RecoveryReport;
 use crate::snap::stream::{StreamMemory, open_stream};
-use crate::snap::warm::{WarmError, verify_slice, warm};
+use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory, verify_slice};
 use crate::spindle::engine::DiskError;
 use crate::spindle::health::HealthState;
 use crate::spindle::held::{Spindle, share_disk};
@@ -47,8 +49,13 @@ pub struct Cache {
     core: Arc<CacheCore>,
 }
 
+/// How long an evict waits for the last step of what was on its way into memory.
+const EVICT_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// What all handles, writers and leases share.
 pub(crate) struct CacheCore {
+    /// Dropped before the spindles: its threads still use them.
+    pub(crate) warmth: Warmth,
     pub(crate) spindles: Vec<Arc<Spindle>>,
     /// For regions in memory, and for parcels while they are opened.
     pub(crate) budget: MemoryBudget,
@@ -119,6 +126,11 @@ impl Cache {
         Cache { core: Arc::new(core) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn core_for_tests(&self) -> &CacheCore {
+        &self.core
+    }
+
     /// The snap of a key; a cold one if nothing is known of it.
     pub fn snap(&self, key: &Key) -> Snap {
         let entry = self
@@ -163,6 +175,7 @@ impl Cache {
         let all = &self.core.spindles;
         let status = |(number, spindle): (usize, &Arc<Spindle>)| {
             let counts = spindle.room.counts();
+            let (residence, residence_reason) = self.core.warmth.spindles[number].residence();
             SpindleStatus {
                 folder: spindle.folder.clone(),
                 engine: spindle.impellers.engine_name(),
@@ -177,6 +190,8 @@ impl Cache {
                     .iter()
                     .find(|other| share_disk(spindle, other))
                     .map(|other| other.folder.clone()),
+                residence,
+                residence_reason,
             }
         };
         all.iter().enumerate().map(status).collect()
@@ -187,6 +202,33 @@ impl Cache {
         let (memory, pieces) = (self.core.budget.counts(), self.core.pieces.counts());
         let streams = self.core.streams.rings.counts();
         memory.residence_max + memory.buffers_max + pieces.buffers_max + streams.buffers_max
+    }
+
+    /// What the cache has in memory now. Asks the kernel about each region: for a look now and then.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn memory(&self) -> std::io::Result<MemoryReport> {
+        let entries: Vec<Arc<Entry>> = self.core.lock_entries().values().cloned().collect();
+        let hot: Vec<Arc<HotSlice>> = entries.iter().filter_map(|entry| entry.lock().hot.clone()).collect();
+        let counts = self.core.budget.counts();
+        let (pieces, streams) = (self.core.pieces.counts(), self.core.streams.rings.counts());
+        let mut report = MemoryReport {
+            images: counts.images,
+            mapped: counts.mapped,
+            mapped_resident: 0,
+            large_page_bytes: 0,
+            buffers: counts.buffers + pieces.buffers + streams.buffers,
+            max: self.memory_max(),
+        };
+        let mut ranges = Vec::new();
+        for region in hot.iter().flat_map(|slice| &slice.regions) {
+            report.mapped_resident += region.bytes().mapped_resident_bytes()?;
+            let bytes = region.bytes().bytes().as_ptr_range();
+            ranges.push(bytes.start.addr()..bytes.end.addr());
+        }
+        report.large_page_bytes = large_page_bytes(&ranges)?;
+        Ok(report)
     }
 
     /// Waits until all that was loaded is on the disks, or could not be brought there. Each failure is told
@@ -223,6 +265,24 @@ impl Cache {
     }
 }
 
+/// What a cache has in memory, at one moment, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryReport {
+    /// Regions in memory of the cache's own, and room for those on their way there.
+    pub images: u64,
+    /// Regions that are mapped. What of them is in memory is the system's choice.
+    pub mapped: u64,
+    /// How much of the mapped regions that can be leased is in memory now.
+    pub mapped_resident: u64,
+    /// How much of the regions that can be leased, images and maps, lies in large pages.
+    pub large_page_bytes: u64,
+    /// Parcels and pieces on their way, and what streams read into.
+    pub buffers: u64,
+    /// What all of it may take.
+    pub max: u64,
+}
+
 /// A spindle at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -248,6 +308,10 @@ pub struct SpindleStatus {
     pub free: u64,
     /// An earlier spindle on the same file system. Two give no more space than one, and they fail together.
     pub shares_disk_with: Option<PathBuf>,
+    /// Where the bytes of its regions lie when they are in memory; `Auto` as long as nothing was read from it.
+    pub residence: Residence,
+    /// Why there.
+    pub residence_reason: String,
 }
 
 impl Snap {
@@ -322,15 +386,25 @@ impl Snap {
     /// [`LeaseError`].
     pub fn lease_with(&self, options: &LeaseOptions) -> Result<Lease, LeaseError> {
         let (key, deadline) = (|| self.entry.key.clone(), options.deadline);
-        let warm_error = |source| LeaseError::Warm { key: key(), source: Box::new(source) };
+        let warm_error = |source| LeaseError::Warm { key: key(), source };
         enum Next {
             Scan(Arc<HotSlice>),
-            Warm(Arc<Manifest>),
+            /// Its bytes are verified on their way.
+            ScanFresh(Arc<HotSlice>),
+            Failed(Arc<WarmError>),
+            Reserve(Arc<Manifest>),
             Stream(Arc<Manifest>),
             Nothing,
         }
+        let mut waited_for: Option<Arc<Attempt>> = None;
         loop {
             let next = self.entry.wait(deadline, |state| {
+                // Its own outcome, whatever has become of the slice since.
+                match waited_for.as_ref().and_then(|attempt| attempt.outcome()) {
+                    Some(Ok(hot)) => return Some(Next::ScanFresh(hot.clone())),
+                    Some(Err(error)) => return Some(Next::Failed(error.clone())),
+                    None => {}
+                }
                 if let Some(manifest) = &state.manifest
                     && state.is_durable()
                     && self.core.reads_as_stream(options.reading, manifest, state.hot.is_some())
@@ -340,13 +414,17 @@ impl Snap {
                 if let Some(hot) = &state.hot {
                     return Some(Next::Scan(hot.clone()));
                 }
-                if state.warming || (state.loading && state.manifest.is_none()) {
+                if let Some(attempt) = &state.warming {
+                    waited_for = Some(attempt.clone());
+                    return None;
+                }
+                if state.reserving || (state.loading && state.manifest.is_none()) {
                     return None;
                 }
                 Some(match &state.manifest {
                     Some(manifest) => {
-                        state.warming = true;
-                        Next::Warm(manifest.clone())
+                        state.reserving = true;
+                        Next::Reserve(manifest.clone())
                     }
                     None => Next::Nothing,
                 })
@@ -355,28 +433,24 @@ impl Snap {
             let (fingerprint, lease) = match next {
                 None => return Err(LeaseError::Deadline { key: key() }),
                 Some(Next::Nothing) => return Err(LeaseError::NotThere { key: key() }),
+                Some(Next::Failed(error)) => return Err(warm_error(error)),
+                Some(Next::ScanFresh(hot)) => (hot.fingerprint, Lease::in_memory(hot, threads)),
                 Some(Next::Scan(hot)) => {
                     if self.core.verify == Verify::Always {
                         self.verify_again(&hot, deadline).map_err(warm_error)?;
                     }
                     (hot.fingerprint, Lease::in_memory(hot, threads))
                 }
-                Some(Next::Warm(manifest)) => {
-                    let warmed = warm(&self.core, &manifest, deadline);
-                    self.entry.change(|state| {
-                        state.warming = false;
-                        if let Ok(hot) = &warmed {
-                            state.hot = Some(hot.clone());
-                        }
-                    });
-                    let hot = warmed.map_err(warm_error)?;
-                    (hot.fingerprint, Lease::in_memory(hot, threads))
+                Some(Next::Reserve(manifest)) => {
+                    let begun = self.begin_warming(manifest, deadline);
+                    waited_for = Some(begun.map_err(|error| warm_error(Arc::new(error)))?);
+                    continue;
                 }
                 Some(Next::Stream(manifest)) => match open_stream(&self.core, &manifest, deadline) {
                     Ok(slice) => (slice.fingerprint, Lease::streamed(slice, threads)),
                     // Flush and reslice do not wait for who opens files: then it is another slice, or none.
                     Err(_) if !self.entry.lock().is_manifest(&manifest) => continue,
-                    Err(error) => return Err(warm_error(error)),
+                    Err(error) => return Err(warm_error(Arc::new(error))),
                 },
             };
             return match options.want {
@@ -391,20 +465,73 @@ impl Snap {
     }
 
     /// Compares what is in memory with its checksums. What is damaged there is not leased again.
-    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), WarmError> {
+    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), Arc<WarmError>> {
         verify_slice(hot, self.core.scan_threads.count(), deadline).inspect_err(|error| {
-            if matches!(error, WarmError::Damaged { .. }) {
+            if matches!(**error, WarmError::Damaged { .. }) {
                 let is_it = |state: &mut State| state.hot.take_if(|other| Arc::ptr_eq(other, hot));
                 drop(self.entry.change(is_it)); // Outside of the lock: unmapping takes a while.
             }
         })
     }
 
-    /// Lets the slice's memory go, once the last lease has dropped; its files stay. Says whether it did:
-    /// what is not on the disk yet stays in memory.
+    /// Takes memory for the slice, and has it filled. Whoever waits for memory does so for itself: when its
+    /// deadline passes, the next one waits.
+    fn begin_warming(
+        &self,
+        manifest: Arc<Manifest>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Attempt>, WarmError> {
+        // All of it or none: regions that fit one by one would wait for each other.
+        let taken = self.core.budget.take(MemoryUse::Mapped, bytes_in_memory(&manifest), deadline);
+        let (attempt, hauling) = Attempt::new(self.entry.clone(), manifest.clone());
+        let verified_load = self.entry.change(|state| {
+            state.reserving = false;
+            if taken.is_ok() {
+                state.warming = Some(attempt.clone());
+            }
+            taken.is_ok().then(|| state.verified_load.take()).flatten()
+        });
+        let grant = taken.map_err(|source| WarmError::Memory { source })?;
+        let is_verified = verified_load == Some(manifest.load_number);
+        let CacheCore { spindles, warmth, .. } = &*self.core;
+        attempt.start(spindles, warmth, &hauling, grant, is_verified, || self.core.next_lane());
+        Ok(attempt)
+    }
+
+    /// Lets the slice's memory go, once the last lease has dropped, and what the page cache holds of its
+    /// files; the files stay. Says whether it did: what is not on the disk yet stays in memory.
+    ///
+    /// Without leases the memory is free again when this returns, unless a disk hangs.
     pub fn evict(&self) -> bool {
-        let hot = self.entry.change(|state| if state.is_durable() { state.hot.take() } else { None });
-        hot.is_some() // Dropped here, outside of the lock: unmapping takes a while.
+        let hot = self.entry.change(|state| {
+            state.verified_load = None;
+            if state.is_durable() { state.hot.take() } else { None }
+        });
+        if let Some(hot) = &hot {
+            hot.drop_cache_too();
+        }
+        self.let_go(hot)
+    }
+
+    /// The same, but what the page cache holds of the files stays there, for the system to take back when it
+    /// wants memory. A lease that comes before finds the slice without reading or verifying it again.
+    pub fn evict_keeping_cache(&self) -> bool {
+        let hot = self.entry.change(|state| {
+            let hot = if state.is_durable() { state.hot.take() } else { None };
+            if let Some(hot) = &hot {
+                state.verified_load = hot.is_verified_in_maps().then_some(hot.load_number);
+            }
+            hot
+        });
+        self.let_go(hot)
+    }
+
+    /// Outside of the entry's lock: unmapping takes a while.
+    fn let_go(&self, hot: Option<Arc<HotSlice>>) -> bool {
+        let Some(hot) = hot else { return false };
+        HotSlice::give_up(hot, Instant::now() + EVICT_WAIT_MAX);
+        self.core.warmth.reaper.settle();
+        true
     }
 
     /// Lets memory and files go. Says whether there was something.
@@ -413,7 +540,7 @@ impl Snap {
     /// The disk refused. What is still named by a manifest is found again at the next start.
     pub fn flush(&self) -> Result<bool, DiskError> {
         let taken = self.entry.wait(None, |state| {
-            let busy = state.loading || state.committing || state.warming;
+            let busy = state.loading || state.committing || state.reserving || state.warming.is_some();
             (!busy).then(|| (state.hot.take(), state.manifest.take()))
         });
         let (hot, manifest) = taken.expect("without a deadline the answer comes");
@@ -465,6 +592,8 @@ impl CacheCore {
         verify: Verify,
         piece_bytes: usize,
         scan_threads: Arc<ScanThreads>,
+        residence: Residence,
+        sigbus_guard: bool,
         epoch: u64,
         slices: BTreeMap<Key, Manifest>,
         next_load: u64,
@@ -476,6 +605,7 @@ impl CacheCore {
         let pieces = buffers / 2;
         let budget = MemoryBudget::new(memory - pieces - streams, buffers - pieces);
         CacheCore {
+            warmth: Warmth::new(spindles.len(), residence, sigbus_guard, verify),
             spindles,
             pieces: MemoryBudget::new(pieces, pieces),
             streams: StreamMemory {
@@ -507,6 +637,11 @@ impl CacheCore {
             Reading::Memory => false,
             Reading::Stream => !manifest.regions.is_empty(),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn entry_for_tests(&self, key: &Key) -> Arc<Entry> {
+        self.lock_entries()[key].clone()
     }
 
     pub(crate) fn next_lane(&self) -> Lane {

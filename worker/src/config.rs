@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::region::residence::Residence;
 use crate::scan::stream::RING_BYTES_MAX;
 use crate::units::{GIB, KIB, MIB, SizeError, Unrounded, grouped, parse_size};
 
@@ -106,6 +107,10 @@ pub struct Config {
     pub engine: IoEngine,
     /// When bytes are compared with their checksums.
     pub verify: Verify,
+    /// Where regions lie when they are brought into memory.
+    pub residence: Residence,
+    /// Whether faults in mapped files are caught: see the builder.
+    pub sigbus_guard: bool,
     /// Whether spindles may lie on network file systems.
     pub network_folders: bool,
 }
@@ -167,6 +172,8 @@ pub(crate) struct Settings {
     pub(crate) verify: Verify,
     /// How much of the memory scans that read from the disk use, apart from `buffers`.
     pub(crate) streams: u64,
+    pub(crate) residence: Residence,
+    pub(crate) sigbus_guard: bool,
     pub(crate) network_folders: bool,
 }
 
@@ -239,6 +246,8 @@ impl Config {
             engine: self.engine,
             verify: self.verify,
             streams: (scan_threads as u64).saturating_mul(RING_BYTES_MAX).min(memory / 8),
+            residence: self.residence,
+            sigbus_guard: self.sigbus_guard,
             network_folders: self.network_folders,
         })
     }
@@ -442,6 +451,8 @@ mod tests {
             engine: IoEngine::Threads,
             verify: Verify::Always,
             streams: 128 * MIB,
+            residence: Residence::Auto,
+            sigbus_guard: false,
             network_folders: true,
         };
         assert_eq!(config.settle(&laptop()), Ok(expected));

@@ -2,3 +2,6 @@
 
 pub(crate) mod arena;
 pub(crate) mod map;
+pub(crate) mod residence;
+pub(crate) mod smaps;
+pub(crate) mod watermark;

@@ -10,11 +10,13 @@ pub(crate) mod manifest;
 #[expect(unreachable_pub, reason = "becomes public with the operations")]
 #[cfg_attr(not(test), expect(dead_code, reason = "snaps do not keep metrics yet"))]
 pub(crate) mod metrics;
+pub(crate) mod reaper;
 pub(crate) mod recovery;
 #[cfg_attr(not(test), expect(dead_code, reason = "the entry is not built on it yet"))]
 pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod warm;
+pub(crate) mod warmers;
 
 use crate::sync;
 

@@ -233,6 +233,22 @@ impl MemoryGrant {
         self.purpose
     }
 
+    /// The same memory for another use of the same share.
+    pub(crate) fn turn_into(mut self, purpose: MemoryUse) -> MemoryGrant {
+        let is_residence = |purpose| matches!(purpose, MemoryUse::Images | MemoryUse::Mapped);
+        assert!(is_residence(self.purpose) && is_residence(purpose), "uses of one share");
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut shares = self.budget.lock();
+        match (self.purpose, purpose) {
+            (MemoryUse::Mapped, MemoryUse::Images) => shares.images += bytes,
+            (MemoryUse::Images, MemoryUse::Mapped) => shares.images -= bytes,
+            _ => {}
+        }
+        shares.check();
+        drop(shares);
+        self.budget.grant(purpose, bytes)
+    }
+
     /// Cuts a part off, which is then given back on its own.
     pub(crate) fn split(&mut self, bytes: u64) -> MemoryGrant {
         assert!(bytes <= self.bytes, "a part is not larger than the whole");

@@ -9,13 +9,16 @@
 //! ```
 //!
 //! The border between frozen and current only ever moves forward, and only [`ImageWriter`], which can't
-//! be copied, moves it. That is the whole argument for the unsafe code in this file.
+//! be copied, moves it. An image that is read from a disk grows in the same way: [`ImageRooms`] hands out what
+//! lies beyond the border, each stretch once, and [`Image::accept`] takes filled stretches back in their order.
+//! That is the whole argument for the unsafe code in this file.
 
 use std::any::Any;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::budget::memory::MemoryGrant;
 use crate::spindle::engine::{IoBytes, IoRoom};
@@ -150,7 +153,8 @@ impl ImageWriter {
     pub(crate) fn seal(self, used: usize) -> (FrozenBytes, Image) {
         assert!(used <= self.piece_bytes);
         let last = FrozenBytes { memory: self.memory.clone(), offset: self.frozen, len: used };
-        (last, Image { memory: self.memory, len: self.frozen + used })
+        let len = self.frozen + used;
+        (last, Image { memory: self.memory, len, frozen: AtomicUsize::new(len), tail: len })
     }
 }
 
@@ -172,27 +176,154 @@ impl Deref for FrozenBytes {
     }
 }
 
-/// A whole region in our own memory.
+/// A region in our own memory: all of it, or as much as has come from the disk so far.
+///
+/// The end of a region comes first, since it says what the rest has to be; then the others, from the front.
+///
+/// Invariant: `[0, frozen)` and `[tail, len)` are usable and never written again.
 #[derive(Debug)]
 pub(crate) struct Image {
     memory: Arc<Reservation>,
     len: usize,
-}
-
-impl Deref for Image {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: `ImageWriter::seal` makes it of usable bytes, and consumes the only value that could write.
-        unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr(), self.len) }
-    }
+    /// Moved by [`Image::accept`], read by whoever reads the image: it publishes the bytes before it.
+    frozen: AtomicUsize,
+    /// The same for the bytes behind it. Set once, before others see the image.
+    tail: usize,
 }
 
 impl Image {
+    /// Starts an image of `len` bytes that are to be read from a disk.
+    ///
+    /// # Errors
+    /// If there is no address space left, or no memory to promise.
+    pub(crate) fn to_fill(len: usize) -> io::Result<(Image, ImageRooms)> {
+        let whole_pages = len.next_multiple_of(DISK_PAGE_BYTES);
+        let memory = Reservation::new(whole_pages)?;
+        memory.make_usable(0, whole_pages)?;
+        let memory = Arc::new(memory);
+        let rooms = ImageRooms { memory: memory.clone(), end: whole_pages, next: 0 };
+        Ok((Image { memory, len, frozen: AtomicUsize::new(0), tail: len }, rooms))
+    }
+
+    /// How long it is when it is whole.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What is there, from its start.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let frozen = self.frozen.load(Ordering::Acquire);
+        // SAFETY: by the invariant these bytes are usable and never written again. It holds from the start:
+        // - `ImageWriter::seal` makes an image of frozen bytes and its last piece, and consumes the only value
+        //   that could write to them;
+        // - `accept` moves the border over a room that it has consumed, which was the only way to its bytes.
+        // Who filled the room did so before `accept` stored the border that was loaded here.
+        unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr(), frozen) }
+    }
+
+    /// What is there, from here to its end.
+    ///
+    /// # Panics
+    /// If not all of it is there.
+    pub(crate) fn bytes_from(&self, offset: usize) -> &[u8] {
+        if offset <= self.frozen.load(Ordering::Acquire) && self.bytes().len() == self.len {
+            return &self.bytes()[offset..];
+        }
+        assert!(self.tail <= offset && offset <= self.len, "the tail is there from {} on", self.tail);
+        // SAFETY: by the invariant, as in `bytes`: `accept_tail` has consumed the room.
+        unsafe { std::slice::from_raw_parts(self.memory.start.add(offset).as_ptr(), self.len - offset) }
+    }
+
     /// A stretch of it for the disk, to write it once more.
     pub(crate) fn stretch(&self, offset: usize, len: usize) -> FrozenBytes {
-        assert!(offset <= self.len && len <= self.len - offset);
+        assert!(self.bytes().get(offset..).is_some_and(|rest| len <= rest.len()));
         FrozenBytes { memory: self.memory.clone(), offset, len }
+    }
+
+    /// Takes a filled room back: the one that follows what is there. Says how much is there now.
+    pub(crate) fn accept(&self, room: ImageRoom) -> usize {
+        assert!(Arc::ptr_eq(&room.memory, &self.memory), "a room of this image");
+        let end = room.offset + room.len;
+        let frozen = if end >= self.tail { self.len } else { end };
+        let moved = self.frozen.compare_exchange(room.offset, frozen, Ordering::Release, Ordering::Relaxed);
+        assert_eq!(moved, Ok(room.offset), "rooms come back in their order");
+        frozen
+    }
+
+    /// Takes the filled room of the end back.
+    pub(crate) fn accept_tail(&mut self, room: ImageRoom) {
+        assert!(Arc::ptr_eq(&room.memory, &self.memory), "a room of this image");
+        assert!(room.offset <= self.len && self.len <= room.offset + room.len, "it reaches the end");
+        self.tail = room.offset;
+        if *self.frozen.get_mut() == self.tail {
+            *self.frozen.get_mut() = self.len;
+        }
+    }
+}
+
+/// Hands out an image's memory to be filled: the tail if it is wanted first, and the rest front to back, each
+/// stretch once.
+///
+/// Invariant: no room within `[next, end)` was handed out.
+#[derive(Debug)]
+pub(crate) struct ImageRooms {
+    memory: Arc<Reservation>,
+    next: usize,
+    /// A whole page, since disks read no less.
+    end: usize,
+}
+
+impl ImageRooms {
+    /// The room from the page of this offset to the end.
+    pub(crate) fn tail_room(&mut self, offset: usize) -> ImageRoom {
+        let offset = offset - offset % DISK_PAGE_BYTES;
+        assert!(self.next <= offset && offset < self.end, "what is handed out is not handed out again");
+        let room = ImageRoom { memory: self.memory.clone(), offset, len: self.end - offset };
+        self.end = offset;
+        room
+    }
+
+    /// The next room: up to the next multiple of `step`, so that reads are cut as the writes were. Nothing at
+    /// the end.
+    pub(crate) fn next_room(&mut self, step: usize) -> Option<ImageRoom> {
+        assert!(step > 0 && step.is_multiple_of(DISK_PAGE_BYTES));
+        let len = (step - self.next % step).min(self.end - self.next);
+        let room = ImageRoom { memory: self.memory.clone(), offset: self.next, len };
+        self.next += len;
+        (len > 0).then_some(room)
+    }
+}
+
+/// Room for a stretch of an image. Whoever holds it is the only one to reach its bytes.
+#[derive(Debug)]
+pub(crate) struct ImageRoom {
+    memory: Arc<Reservation>,
+    offset: usize,
+    len: usize,
+}
+
+impl ImageRoom {
+    /// Where in the image.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+// SAFETY: the range is usable, at one address while `memory` lives, and lies in the mapping, not in the value.
+// It belongs to this value alone: `ImageRooms` hands out each stretch once, and an image shows no byte of it
+// before `Image::accept` has consumed the room.
+unsafe impl IoRoom for ImageRoom {
+    fn room(&mut self) -> &mut [u8] {
+        // SAFETY: as above; `&mut self` keeps a second call out while the slice lives.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start.add(self.offset).as_ptr(), self.len) }
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
     }
 }
 
@@ -301,6 +432,7 @@ mod tests {
         assert_eq!(reader.join().unwrap(), 10 * PIECE as u64);
         let (last, image) = writer.seal(10);
         assert_eq!(last[..], [9; 10]);
+        let image = image.bytes();
         assert_eq!((image.as_ptr() as usize, image.len()), (start, 4 * PIECE + 10));
         drop(frozen);
         for k in 0..4 {
@@ -316,6 +448,7 @@ mod tests {
         writer.piece().fill(2);
         assert_eq!(writer.next_piece().unwrap_err().kind(), io::ErrorKind::OutOfMemory);
         let (_, image) = writer.seal(PIECE);
+        let image = image.bytes();
         assert_eq!((image[0], image[PIECE], image.len()), (1, 2, 2 * PIECE));
     }
 
@@ -326,5 +459,48 @@ mod tests {
         let piece = writer.next_piece().unwrap();
         drop(writer.seal(0));
         assert!(piece.iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn an_image_is_filled_in_order_and_shows_only_what_has_come() {
+        let (image, mut rooms) = Image::to_fill(PIECE + 5000).unwrap();
+        let mut handed: Vec<ImageRoom> = std::iter::from_fn(|| rooms.next_room(PIECE / 2)).collect();
+        assert_eq!(handed.iter().map(ImageRoom::len).collect::<Vec<_>>(), [PIECE / 2, PIECE / 2, 8192]);
+        // Filled from the back, as disks may.
+        for (number, room) in handed.iter_mut().enumerate().rev() {
+            room.room().fill(number as u8 + 1);
+        }
+        assert!(image.bytes().is_empty());
+        let reached: Vec<_> = handed.into_iter().map(|room| image.accept(room)).collect();
+        assert_eq!(reached, [PIECE / 2, PIECE, PIECE + 5000]);
+        assert_eq!(image.bytes().len(), image.len());
+        assert!(image.bytes().chunks(PIECE / 2).zip(1..).all(|(part, n)| part.iter().all(|&byte| byte == n)));
+    }
+
+    #[test]
+    fn the_tail_can_come_first() {
+        let (mut image, mut rooms) = Image::to_fill(PIECE + 5000).unwrap();
+        let mut tail = rooms.tail_room(PIECE + 4500);
+        assert_eq!((tail.offset(), tail.len()), (PIECE + 4096, 4096));
+        tail.room().fill(9);
+        image.accept_tail(tail);
+        assert_eq!((image.bytes(), image.bytes_from(PIECE + 4500)), (&[][..], &[9; 500][..]));
+        let mut reached = Vec::new();
+        // The first room is cut at the step that a read would have, had it begun at the front.
+        let first = rooms.next_room(4096).unwrap();
+        reached.push(image.accept(first));
+        while let Some(room) = rooms.next_room(PIECE) {
+            reached.push(image.accept(room));
+        }
+        assert_eq!(reached, [4096, PIECE, PIECE + 5000]);
+        assert_eq!(image.bytes_from(PIECE + 4500), [9; 500]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rooms come back in their order")]
+    fn a_room_that_skips_another_is_not_taken() {
+        let (image, mut rooms) = Image::to_fill(2 * PIECE).unwrap();
+        let _first = rooms.next_room(PIECE);
+        image.accept(rooms.next_room(PIECE).unwrap());
     }
 }

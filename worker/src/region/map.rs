@@ -1,13 +1,14 @@
 //! Sealed files, mapped: the page cache is the memory.
 
-use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, MmapOptions};
 
-/// How much is populated between two looks at the watermark: large enough for 2 MiB pages.
-const POPULATE_STEP_BYTES: usize = 8 << 20;
+use crate::spindle::file::SpindleFile;
+use crate::sys::{self, sigbus};
 
 /// A region file whose bytes no longer change.
 ///
@@ -16,7 +17,7 @@ const POPULATE_STEP_BYTES: usize = 8 << 20;
 /// writes or truncates a file after that.
 #[derive(Debug)]
 pub(crate) struct SealedFile {
-    file: File,
+    file: Arc<SpindleFile>,
     bytes: u64,
 }
 
@@ -25,8 +26,8 @@ impl SealedFile {
     ///
     /// # Errors
     /// If its length is another one: then it is not the file that was committed.
-    pub(crate) fn committed(file: File, bytes: u64) -> io::Result<SealedFile> {
-        let found = file.metadata()?.len();
+    pub(crate) fn committed(file: Arc<SpindleFile>, bytes: u64) -> io::Result<SealedFile> {
+        let found = length_of(&file)?;
         if found != bytes {
             let text = format!("the file has {found} bytes, the manifest says {bytes}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
@@ -35,52 +36,89 @@ impl SealedFile {
     }
 }
 
+fn length_of(file: &SpindleFile) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(file)?.st_size as u64) // A file's size is never negative.
+}
+
 /// A region file in memory, read-only.
 #[derive(Debug)]
 pub(crate) struct RegionMap {
+    /// If late faults are caught. Dropped before the map.
+    watch: Option<sigbus::Watch>,
     map: Mmap,
     file: SealedFile,
 }
 
 impl RegionMap {
-    pub(crate) fn new(file: SealedFile) -> io::Result<RegionMap> {
+    /// Maps a file. `guard`: an access to a page that the disk can't give, or that the file has lost, reads zeros
+    /// and is remembered, instead of ending the process.
+    pub(crate) fn new(file: SealedFile, guard: bool) -> io::Result<RegionMap> {
         let len = usize::try_from(file.bytes).expect("addresses have 64 bits");
         // SAFETY: mapped bytes must not change while a `&[u8]` to them lives.
         // - Nobody writes: a `SealedFile` exists only after the last write, and was opened read-only.
         // - Nobody truncates: removal is unlink, everywhere in this crate, and the cache's folders are ours
         //   alone (docs/architecture.md, assumptions).
-        // - Nobody outlives: `deref` borrows from `self`, which owns the map.
-        let map = unsafe { MmapOptions::new().len(len).map(&file.file)? };
-        // The scan goes front to back: read far ahead, and let pages behind go first.
-        map.advise(Advice::Sequential)?;
-        Ok(RegionMap { map, file })
+        // - Nobody outlives: `bytes` borrows from `self`, which owns the map.
+        let map = unsafe { MmapOptions::new().len(len).map(&*file.file)? };
+        // A child of fork(2) has no use for it.
+        map.advise(Advice::DontFork)?;
+        let start = map.as_ptr().addr();
+        // SAFETY: the range is the whole of a mapping that is ours, read-only, and unmapped only when `self`, or
+        // what is made here if this fails, is dropped: after the watch, which stands before it.
+        let watch = guard.then(|| unsafe { sigbus::Watch::new(start..start + len) }).transpose()?;
+        Ok(RegionMap { watch, map, file })
     }
 
-    /// Brings the bytes into memory, step by step, and tells after each step how far it is.
+    /// All its bytes. Those that were not brought in yet make who touches them wait for the disk, and a disk
+    /// that can't be read then is a signal: see [`RegionMap::populate`].
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Says that it will be read front to back, so that the kernel reads far ahead, in large pages.
+    ///
+    /// Not `WILLNEED`, nor `readahead(2)`: both fill the page cache with small pages, at half the speed, and
+    /// unmapping those takes a hundred times as long.
+    pub(crate) fn expect_front_to_back(&self) -> io::Result<()> {
+        self.map.advise(Advice::Sequential)
+    }
+
+    /// Brings a stretch into memory and maps it.
     ///
     /// # Errors
     /// A disk that can't be read is an error here, not a signal in the scan.
-    pub(crate) fn populate(&self, mut reached: impl FnMut(usize)) -> io::Result<()> {
-        let mut at = 0;
-        while at < self.map.len() {
-            let step = POPULATE_STEP_BYTES.min(self.map.len() - at);
-            self.map.advise_range(Advice::PopulateRead, at, step)?;
-            at += step;
-            reached(at);
-        }
-        Ok(())
+    pub(crate) fn populate(&self, stretch: Range<usize>) -> io::Result<()> {
+        self.map.advise_range(Advice::PopulateRead, stretch.start, stretch.len()).map_err(|error| {
+            match error.raw_os_error() {
+                // What the kernel says instead of sending the signal.
+                Some(libc::EFAULT) => {
+                    let why = "the disk could not be read, or the file has become shorter";
+                    io::Error::new(io::ErrorKind::UnexpectedEof, why)
+                }
+                _ => error,
+            }
+        })
     }
 
-    /// Whether the file still has all its bytes: a fold over a map that lost some must not count.
+    /// Whether the file still has all its bytes, and gave all that were asked of it: a fold over a map that lost
+    /// some must not count.
     pub(crate) fn is_whole(&self) -> bool {
-        self.file.file.metadata().is_ok_and(|metadata| metadata.len() == self.file.bytes)
+        let has_faulted = self.watch.as_ref().is_some_and(sigbus::Watch::has_faulted);
+        !has_faulted && length_of(&self.file.file).is_ok_and(|length| length == self.file.bytes)
     }
-}
 
-impl Deref for RegionMap {
-    type Target = [u8];
+    /// How many of its bytes are in memory now.
+    pub(crate) fn resident_bytes(&self) -> io::Result<u64> {
+        let pages = match sys::pages_cached(self.file.file.as_fd()) {
+            Ok(pages) => pages,
+            // An older kernel, or a filter that does not know the call.
+            Err(_) => sys::pages_resident(&self.map)?,
+        };
+        Ok((pages * sys::page_bytes()).min(self.file.bytes))
+    }
 
-    fn deref(&self) -> &[u8] {
-        &self.map
+    /// The file that it maps.
+    pub(crate) fn file(&self) -> &Arc<SpindleFile> {
+        &self.file.file
     }
 }

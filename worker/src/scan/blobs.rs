@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use pelton_region_format::{BlobCursor, FormatError};
 
 use crate::budget::memory::MemoryRefused;
+use crate::region::watermark::RegionFault;
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::stream::RegionStream;
-use crate::snap::hot::{HotRegion, RegionFault};
+use crate::snap::hot::HotRegion;
+use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 
 /// How far a scan of bytes in memory goes between two looks at whether it should go on: 1/2 ms or so.
@@ -44,6 +46,9 @@ pub enum FoldError {
     /// The disk refused to read.
     #[error("the region could not be read")]
     Disk(#[source] Arc<DiskError>),
+    /// The region could not be brought into memory as far as the scan wanted to go.
+    #[error("the region could not be brought into memory")]
+    Warm(#[source] Arc<WarmError>),
     /// The region's file became shorter under the scan.
     #[error("the region lost its file's end")]
     Lost,
@@ -132,7 +137,7 @@ impl<'a> Blobs<'a> {
 /// Goes on to the next stretch, as far as it may be read.
 fn next_in_memory<'a>(
     cursor: &mut BlobCursor<'a>,
-    region: &HotRegion,
+    region: &'a HotRegion,
     patience: &Patience,
     waited: &mut Duration,
 ) -> Result<Option<&'a [u8]>, FoldError> {
@@ -143,7 +148,8 @@ fn next_in_memory<'a>(
         *waited += begun.elapsed();
         let stretch_end = wanted.saturating_add(STRETCH_BYTES);
         // Where the file ends the format decides, not the limit.
-        let all = readable >= region.bytes.len() as u64 && stretch_end >= readable;
+        let all = readable >= region.bytes().len() && stretch_end >= readable;
+        cursor.extend(region.bytes().bytes());
         cursor.limit(if all { u64::MAX } else { readable.min(stretch_end) });
         if let Some(blob) = cursor.next()? {
             return Ok(Some(blob));
@@ -163,6 +169,7 @@ impl FoldError {
         match self {
             FoldError::Damaged(error) => FoldError::Damaged(error.clone()),
             FoldError::Disk(error) => FoldError::Disk(error.clone()),
+            FoldError::Warm(error) => FoldError::Warm(error.clone()),
             FoldError::Lost => FoldError::Lost,
             FoldError::Memory(refused) => FoldError::Memory(refused.clone()),
             FoldError::System(error) => FoldError::System(error.clone()),
@@ -199,9 +206,10 @@ impl From<RegionFault> for FoldError {
     fn from(fault: RegionFault) -> FoldError {
         match fault {
             RegionFault::Impatience(impatience) => impatience.into(),
-            RegionFault::Damaged(error) => FoldError::Damaged(error),
-            RegionFault::Disk(error) => FoldError::Disk(error),
-            RegionFault::Lost => FoldError::Lost,
+            RegionFault::Failed(why) => match &*why {
+                WarmError::Damaged { source, .. } => source.clone().into(),
+                _ => FoldError::Warm(why),
+            },
         }
     }
 }

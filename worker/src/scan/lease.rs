@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pelton_region_format::{Fingerprint, Frame, Key, RegionView};
+use pelton_region_format::{Fingerprint, Frame, Key};
 
 use crate::cache::Want;
+use crate::region::watermark::RegionFault;
 use crate::scan::blobs::{Blobs, FoldError};
 use crate::scan::patience::Patience;
 use crate::scan::pool::message_of;
@@ -51,7 +52,7 @@ pub enum LeaseError {
         /// The slice.
         key: Key,
         /// Which region, and why.
-        source: Box<WarmError>,
+        source: Arc<WarmError>,
     },
 }
 
@@ -82,7 +83,7 @@ pub enum Reading {
 }
 
 /// Why there are no bytes to look at.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionError {
     /// The regions come from the disk with each scan: scan them, or lease with [`Reading::Memory`].
@@ -90,6 +91,24 @@ pub enum RegionError {
     Streamed {
         /// The slice.
         key: Key,
+    },
+    /// Its bytes were not all in memory in time. They go on coming: try again.
+    #[error("region {index} of {key} was not in memory in time")]
+    Late {
+        /// The slice.
+        key: Key,
+        /// Which region.
+        index: u32,
+    },
+    /// It could not be brought into memory, or its file has become shorter.
+    #[error("region {index} of {key} could not be brought into memory")]
+    Warm {
+        /// The slice.
+        key: Key,
+        /// Which region.
+        index: u32,
+        /// Why not.
+        source: Arc<WarmError>,
     },
     /// There are not so many.
     #[error("{key} has no region number {n}, since {count} have blobs")]
@@ -132,7 +151,11 @@ enum Region {
     Stream(Arc<StreamRegion>),
 }
 
-/// One region's bytes. Keeps them in memory while it lives.
+/// One region's bytes, all of them. Keeps them in memory while it lives.
+///
+/// Where they are mapped and the file is cut by somebody, or its disk fails, an access ends the process or, with
+/// [`sigbus_guard`](crate::CacheBuilder::sigbus_guard), finds zeros: the next scan tells. A system call that is given such
+/// bytes answers `EFAULT`.
 #[derive(Clone, Debug)]
 pub struct RegionHandle {
     region: Arc<HotRegion>,
@@ -176,20 +199,24 @@ impl Lease {
         matches!(self.slice, Leased::Stream(_))
     }
 
-    /// The bytes of the `n`-th region that has blobs, counted from 0.
+    /// The bytes of the `n`-th region that has blobs, counted from 0. Waits until all of them are in memory.
     ///
     /// # Errors
-    /// [`RegionError`] if there is no such region, or if it lies on the disk alone.
-    pub fn region(&self, n: usize) -> Result<RegionHandle, RegionError> {
+    /// [`RegionError`] if there is no such region, if it lies on the disk alone, or could not be brought in.
+    pub fn region(&self, n: usize, deadline: Option<Instant>) -> Result<RegionHandle, RegionError> {
         let Leased::Memory(slice) = &self.slice else {
             return Err(RegionError::Streamed { key: self.key().clone() });
         };
-        let region = slice.regions.get(n).cloned();
-        region.map(|region| RegionHandle { region }).ok_or_else(|| RegionError::NotThere {
-            key: slice.key.clone(),
-            n,
-            count: slice.regions.len(),
-        })
+        let key = || slice.key.clone();
+        let count = slice.regions.len();
+        let region = slice.regions.get(n).ok_or_else(|| RegionError::NotThere { key: key(), n, count })?;
+        match region.whole(&Patience::until(deadline)) {
+            Ok(_) => Ok(RegionHandle { region: region.clone() }),
+            Err(RegionFault::Impatience(_)) => Err(RegionError::Late { key: key(), index: region.index }),
+            Err(RegionFault::Failed(source)) => {
+                Err(RegionError::Warm { key: key(), index: region.index, source })
+            }
+        }
     }
 
     /// All regions, one for each thread of the caller's own.
@@ -273,16 +300,15 @@ impl Partition {
         let measure = Measure::begin();
         match &self.region {
             Region::Memory(region) => {
-                let view = RegionView::open(&region.bytes).map_err(|error| fault(error.into()))?;
-                let (cursor, frame) = (view.part(n, k), view.frame());
-                let (bytes, blobs) =
-                    frame.map_or((0, 0), |frame| self.counts(frame, region.bytes.len() as u64));
+                let frame = region.bytes().frame().map_err(|error| fault(error.into()))?;
+                let cursor = frame.cursor(region.bytes().bytes(), frame.part(n, k));
+                let (bytes, blobs) = self.counts(&frame, region.bytes().len());
                 let blobs_in = Blobs::in_memory(cursor, region, patience);
                 let (value, waited) = self.run(fold, blobs_in)?;
                 if !region.is_whole() {
                     return Err(fault(FoldError::Lost));
                 }
-                let way = match &region.bytes {
+                let way = match region.bytes() {
                     RegionBytes::Image(_) => Way::Image,
                     RegionBytes::Map(_) => Way::Map,
                 };
@@ -349,7 +375,7 @@ impl RegionHandle {
 
 impl AsRef<[u8]> for RegionHandle {
     fn as_ref(&self) -> &[u8] {
-        &self.region.bytes
+        self.region.bytes().bytes()
     }
 }
 
@@ -357,7 +383,7 @@ impl Deref for RegionHandle {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.region.bytes
+        self.region.bytes().bytes()
     }
 }
 

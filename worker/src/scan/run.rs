@@ -26,6 +26,7 @@ use crate::scan::patience::{Impatience, Patience};
 use crate::scan::pool::{JobPanicked, on_scan_thread};
 use crate::scan::report::{RegionReport, ScanReport};
 use crate::scan::stream::RingSlot;
+use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 
 /// How a scan is to go.
@@ -70,6 +71,16 @@ pub enum ScanError {
         index: u32,
         /// What the disk said.
         source: Arc<DiskError>,
+    },
+    /// The region could not be brought into memory as far as the scan wanted to go. The next lease tries again.
+    #[error("region {index} of {key} could not be brought into memory")]
+    Warm {
+        /// The slice.
+        key: Key,
+        /// Which region.
+        index: u32,
+        /// Why not.
+        source: Arc<WarmError>,
     },
     /// The file behind the region became shorter during the scan: what was read may have been zeros.
     #[error("region {index} of {key} lost its file's end during the scan")]
@@ -155,6 +166,7 @@ impl ScanError {
         match fault {
             FoldError::Damaged(source) => ScanError::Damaged { key, index, source },
             FoldError::Disk(source) => ScanError::Disk { key, index, source },
+            FoldError::Warm(source) => ScanError::Warm { key, index, source },
             FoldError::Lost => ScanError::Lost { key, index },
             FoldError::Memory(source) => ScanError::Memory { key, index, source },
             FoldError::System(source) => ScanError::System { key, index, source },

@@ -14,7 +14,8 @@ use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
 use crate::slice::plan::{Durability, LoadPlan, WritePath};
 use crate::snap::commit::{CommitError, LoadFolders};
-use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
+use crate::snap::hot::{HotRegion, HotSlice};
+use crate::snap::reaper::ReaperInbox;
 use crate::spindle::engine::DiskError;
 use crate::spindle::refusal::{Listed, SpindleRefusal};
 use crate::units::Exact;
@@ -273,7 +274,8 @@ impl SliceWriter {
             }
         }
         self.handed_on = true;
-        let (hot, built) = take_images(&self.entry.key, &self.plan, self.folders.load_number, built);
+        let reaper = self.core.warmth.reaper.inbox();
+        let (hot, built) = take_images(&self.entry.key, &self.plan, self.folders.load_number, built, &reaper);
         Ok(SealedSlice {
             core: self.core.clone(),
             entry: self.entry.clone(),
@@ -335,6 +337,7 @@ fn take_images(
     plan: &LoadPlan,
     load_number: u64,
     built: Vec<BuiltRegion>,
+    reaper: &ReaperInbox,
 ) -> (Option<Arc<HotSlice>>, Vec<BuiltRegion>) {
     if built.iter().any(|region| region.image.is_none()) {
         return (None, built);
@@ -343,10 +346,10 @@ fn take_images(
     let mut rest = Vec::new();
     for mut region in built {
         let (image, grant) = region.image.take().expect("all of them have one");
-        regions.push(Arc::new(HotRegion::new(region.index(), RegionBytes::Image(image), grant)));
+        regions.push(Arc::new(HotRegion::loaded(region.index(), image, grant, reaper.clone())));
         rest.push(region);
     }
-    (Some(Arc::new(HotSlice::new(key.clone(), plan.fingerprint, load_number, regions))), rest)
+    (Some(Arc::new(HotSlice::new(key.clone(), plan.fingerprint, load_number, regions, None))), rest)
 }
 
 /// A slice whose regions are all sealed: it can be scanned, and is not committed yet.

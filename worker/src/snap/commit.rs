@@ -260,7 +260,7 @@ impl Commit {
 
 fn image_of(hot: &HotSlice, index: u32) -> Option<&Image> {
     let region = hot.regions.iter().find(|region| region.index == index)?;
-    match &region.bytes {
+    match region.bytes() {
         RegionBytes::Image(image) => Some(image),
         RegionBytes::Map(_) => None,
     }

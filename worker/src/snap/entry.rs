@@ -7,6 +7,7 @@ use pelton_region_format::Key;
 
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
+use crate::snap::warm::Attempt;
 
 /// One key's place in the cache.
 #[derive(Debug)]
@@ -23,12 +24,17 @@ pub(crate) struct State {
     pub(crate) loading: bool,
     /// A sealed slice is on its way to the disk.
     pub(crate) committing: bool,
-    /// Somebody brings the files into memory.
-    pub(crate) warming: bool,
+    /// Somebody waits for memory, to bring the files into it.
+    pub(crate) reserving: bool,
+    /// The files are on their way into memory, until the slice can be leased.
+    pub(crate) warming: Option<Arc<Attempt>>,
     /// The slice in memory.
     pub(crate) hot: Option<Arc<HotSlice>>,
     /// The slice on disk.
     pub(crate) manifest: Option<Arc<Manifest>>,
+    /// The load whose files were verified when they were evicted, and stayed in the page cache: what is still
+    /// there need not be verified again. Nobody but us reads the files, so what was dropped meanwhile is missing.
+    pub(crate) verified_load: Option<u64>,
 }
 
 /// What a snap is, in the words that users know.

@@ -1,16 +1,22 @@
 //! A slice in memory: what leases hold and scans read.
 
-use std::ops::Deref;
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
-use pelton_region_format::{Fingerprint, FormatError, Key};
+use crossbeam_channel::Receiver;
+use pelton_region_format::{Fingerprint, FormatError, Frame, Header, Key, PAGE_BYTES, Trailer};
 
 use crate::budget::memory::MemoryGrant;
 use crate::region::arena::Image;
 use crate::region::map::RegionMap;
-use crate::scan::patience::{Impatience, Patience};
+use crate::region::watermark::{RegionFault, Watermark};
+use crate::scan::patience::Patience;
 use crate::snap::manifest::FileCount;
-use crate::spindle::engine::DiskError;
+use crate::snap::reaper::{ReaperInbox, Remains};
+use crate::spindle::held::Spindle;
 
 /// Where a hot region's bytes lie.
 #[derive(Debug)]
@@ -21,62 +27,155 @@ pub(crate) enum RegionBytes {
     Map(RegionMap),
 }
 
-impl Deref for RegionBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
+impl RegionBytes {
+    /// How many bytes it has when all are there.
+    pub(crate) fn len(&self) -> u64 {
         match self {
-            RegionBytes::Image(image) => image,
-            RegionBytes::Map(map) => map,
+            RegionBytes::Image(image) => image.len() as u64,
+            RegionBytes::Map(map) => map.bytes().len() as u64,
         }
+    }
+
+    /// Its bytes from the start: of an image, those that have come from the disk.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            RegionBytes::Image(image) => image.bytes(),
+            RegionBytes::Map(map) => map.bytes(),
+        }
+    }
+
+    /// How much of it is in the page cache, if it is mapped.
+    pub(crate) fn mapped_resident_bytes(&self) -> io::Result<u64> {
+        match self {
+            RegionBytes::Image(_) => Ok(0),
+            RegionBytes::Map(map) => map.resident_bytes(),
+        }
+    }
+
+    /// Header, trailer and sections, which are there before the body is.
+    pub(crate) fn frame(&self) -> Result<Frame<'_>, FormatError> {
+        let first = self.bytes();
+        let header = Header::decode(&first[..first.len().min(PAGE_BYTES)])?;
+        let len = self.len();
+        let tail = |offset: u64| match self {
+            RegionBytes::Image(image) => image.bytes_from(offset as usize),
+            RegionBytes::Map(map) => &map.bytes()[offset as usize..],
+        };
+        // A file that is too short for a trailer is told from the empty page that it is taken for.
+        let last_page = len.checked_sub(PAGE_BYTES as u64).map_or(&[][..], tail);
+        let trailer = Trailer::decode(last_page, &header, len)?;
+        let body_end = trailer.body_end;
+        Frame::open(header, trailer, tail(body_end))
     }
 }
 
-/// Why a region's bytes can't be read on.
-#[derive(Clone, Debug)]
-#[allow(dead_code, reason = "so far a lease is given when all bytes are there")]
-pub(crate) enum RegionFault {
-    /// Whoever asked waits no longer.
-    Impatience(Impatience),
-    Damaged(Box<FormatError>),
-    Disk(Arc<DiskError>),
-    /// The file behind it became shorter.
-    Lost,
-}
-
-/// One region in memory.
+/// One region in memory, or on its way there.
 #[derive(Debug)]
 pub(crate) struct HotRegion {
     /// Which region of its slice.
     pub(crate) index: u32,
-    pub(crate) bytes: RegionBytes,
-    /// What it takes of the memory budget. Dropped after the bytes.
-    _grant: MemoryGrant,
+    /// Always there; taken when it is dropped.
+    bytes: Option<RegionBytes>,
+    watermark: Watermark,
+    /// What it takes of the memory budget. Given back after the bytes are unmapped.
+    grant: Option<MemoryGrant>,
     /// What its file takes of the disk, if it is mapped: also when the file has no name any more.
-    _space: FileCount,
+    space: FileCount,
+    reaper: ReaperInbox,
+    /// Where its file lies, if it came from one.
+    spindle: Weak<Spindle>,
+    /// Set by an evict, read when the last lease has dropped.
+    drops_cache: AtomicBool,
 }
 
 impl HotRegion {
-    pub(crate) fn new(index: u32, bytes: RegionBytes, grant: MemoryGrant) -> HotRegion {
-        HotRegion { index, bytes, _grant: grant, _space: FileCount::default() }
+    /// A region that is whole: just loaded.
+    pub(crate) fn loaded(index: u32, image: Image, grant: MemoryGrant, reaper: ReaperInbox) -> HotRegion {
+        let bytes = RegionBytes::Image(image);
+        HotRegion {
+            index,
+            watermark: Watermark::complete(bytes.len()),
+            bytes: Some(bytes),
+            grant: Some(grant),
+            space: FileCount::default(),
+            reaper,
+            spindle: Weak::new(),
+            drops_cache: AtomicBool::new(false),
+        }
     }
 
-    /// One that is mapped.
-    pub(crate) fn mapped(index: u32, map: RegionMap, grant: MemoryGrant, space: FileCount) -> HotRegion {
-        HotRegion { index, bytes: RegionBytes::Map(map), _grant: grant, _space: space }
+    /// A region whose frame was read and checked. The rest is to come, unless it is known to be there.
+    pub(crate) fn from_file(
+        index: u32,
+        bytes: RegionBytes,
+        is_there: bool,
+        grant: MemoryGrant,
+        space: FileCount,
+        reaper: ReaperInbox,
+        spindle: Weak<Spindle>,
+    ) -> HotRegion {
+        let len = bytes.len();
+        HotRegion {
+            index,
+            watermark: if is_there { Watermark::complete(len) } else { Watermark::new(len) },
+            bytes: Some(bytes),
+            grant: Some(grant),
+            space,
+            reaper,
+            spindle,
+            drops_cache: AtomicBool::new(false),
+        }
     }
 
-    /// Up to which file offset bytes may be read now. Waits until that is beyond `from`.
-    pub(crate) fn readable(&self, _from: u64, _patience: &Patience) -> Result<u64, RegionFault> {
-        Ok(self.bytes.len() as u64) // A lease is given when all bytes are there.
+    pub(crate) fn bytes(&self) -> &RegionBytes {
+        self.bytes.as_ref().expect("taken only when the region is dropped")
+    }
+
+    /// How far it is.
+    pub(crate) fn watermark(&self) -> &Watermark {
+        &self.watermark
+    }
+
+    /// The file offset up to which bytes may be read now, once it is beyond `from`; at the end it is the length.
+    ///
+    /// # Errors
+    /// [`RegionFault`]; what was readable before stays so.
+    pub(crate) fn readable(&self, from: u64, patience: &Patience) -> Result<u64, RegionFault> {
+        self.watermark.readable(from, patience)
+    }
+
+    /// All its bytes, once they are there.
+    ///
+    /// # Errors
+    /// [`RegionFault`].
+    pub(crate) fn whole(&self, patience: &Patience) -> Result<&[u8], RegionFault> {
+        let mut at = 0;
+        while at < self.bytes().len() {
+            at = self.readable(at, patience)?;
+        }
+        Ok(self.bytes().bytes())
     }
 
     /// Whether the bytes can still be trusted after they were read: a map that lost its file's end shows zeros.
     pub(crate) fn is_whole(&self) -> bool {
-        match &self.bytes {
+        match self.bytes() {
             RegionBytes::Image(_) => true,
             RegionBytes::Map(map) => map.is_whole(),
         }
+    }
+}
+
+impl Drop for HotRegion {
+    fn drop(&mut self) {
+        let bytes = self.bytes.take().expect("it is dropped once");
+        let dropped = match &bytes {
+            RegionBytes::Map(map) if *self.drops_cache.get_mut() => {
+                Some((self.spindle.clone(), map.file().clone()))
+            }
+            _ => None,
+        };
+        let space = std::mem::take(&mut self.space);
+        self.reaper.bury(Remains { bytes, grant: self.grant.take(), space, dropped });
     }
 }
 
@@ -88,6 +187,8 @@ pub(crate) struct HotSlice {
     /// Which load it came from: tells it from what another load has brought to the disk.
     pub(crate) load_number: u64,
     pub(crate) regions: Vec<Arc<HotRegion>>,
+    /// Hangs up when nothing of it is on its way into memory any more. None if it was loaded.
+    hauled: Option<Receiver<Infallible>>,
 }
 
 impl HotSlice {
@@ -96,7 +197,34 @@ impl HotSlice {
         fingerprint: Fingerprint,
         load_number: u64,
         regions: Vec<Arc<HotRegion>>,
+        hauled: Option<Receiver<Infallible>>,
     ) -> HotSlice {
-        HotSlice { key, fingerprint, load_number, regions }
+        HotSlice { key, fingerprint, load_number, regions, hauled }
+    }
+
+    /// Gives up one share. If it was the last one, what is on its way into memory ends within a step: waits for
+    /// that, to the deadline.
+    pub(crate) fn give_up(slice: Arc<HotSlice>, deadline: Instant) {
+        let hauled = slice.hauled.clone();
+        if Arc::into_inner(slice).is_some()
+            && let Some(hauled) = hauled
+        {
+            let _ = hauled.recv_deadline(deadline);
+        }
+    }
+
+    /// The page cache of its files goes with its memory.
+    pub(crate) fn drop_cache_too(&self) {
+        for region in &self.regions {
+            region.drops_cache.store(true, Ordering::Relaxed); // Read after the last share is gone.
+        }
+    }
+
+    /// Whether all of it lies in maps whose bytes were verified since they came from the disk.
+    pub(crate) fn is_verified_in_maps(&self) -> bool {
+        let is_verified = |region: &Arc<HotRegion>| {
+            matches!(region.bytes(), RegionBytes::Map(_)) && region.watermark.is_complete()
+        };
+        self.regions.iter().all(is_verified)
     }
 }

@@ -1,23 +1,47 @@
 //! Brings a slice's files into memory.
+//!
+//! ```text
+//! lease ─▶ memory for all of it ─▶ a look at each region: first and last pages, checked ─▶ the lease is given
+//!                                    │
+//!                                    └─▶ a haul: step by step from the disk ─▶ verified ─▶ the watermark moves
+//! ```
+//!
+//! Looks and hauls run on the threads of the region's spindle, see [`warmers`](crate::snap::warmers). Whoever
+//! waits for a lease may stop waiting at any time; what was begun for it goes on.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use pelton_region_format::{FormatError, RegionView};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, Trailer};
 
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
-use crate::cache::CacheCore;
 use crate::config::Verify;
+use crate::region::arena::{Image, ImageRoom, ImageRooms};
 use crate::region::map::{RegionMap, SealedFile};
+use crate::region::residence::{Residence, SpindleResidence};
+use crate::region::watermark::RegionFault;
 use crate::scan::patience::Patience;
-use crate::snap::hot::{HotRegion, HotSlice};
-use crate::snap::manifest::{Manifest, RegionRecord};
-use crate::spindle::engine::{DiskError, Op};
-use crate::spindle::file::FileMode;
+use crate::snap::entry::Entry;
+use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
+use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
+use crate::snap::reaper::{Reaper, ReaperInbox};
+use crate::snap::warmers::{WarmQueue, Warmers};
+use crate::spindle::engine::{DiskError, Op, Outcome, PageBuffer};
+use crate::spindle::file::{FileMode, SpindleFile};
 use crate::spindle::held::Spindle;
+use crate::spindle::impeller::{Completion, Lane, Replies, SubmitError, replies};
+
+/// How much comes from the disk between two moves of the watermark: large enough for large pages.
+const STEP_BYTES: usize = 8 << 20;
+
+/// What an image is read in, cut at the file offsets at which it was written, and how many of them are on
+/// their way at once.
+const READ_BYTES: usize = 4 << 20;
+const READS_MAX: usize = 4;
 
 /// Why a slice's files could not be brought into memory.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +55,8 @@ pub enum WarmError {
         /// What the disk said.
         source: DiskError,
     },
-    /// The disk refused while the file was mapped or populated.
-    #[error("region {index} could not be mapped")]
+    /// The file could not be mapped, brought into memory, or given memory. It may be fine: try again.
+    #[error("region {index} could not be brought into memory")]
     Map {
         /// Which region.
         index: u32,
@@ -71,46 +95,221 @@ pub enum WarmError {
         /// Which region.
         index: u32,
     },
+    /// The system gives no thread to bring it in. Try again.
+    #[error("there is no thread to bring region {index} into memory")]
+    Threads {
+        /// Which region.
+        index: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A bug of ours. Other regions go on.
+    #[error("region {index} could not be brought into memory: a bug in pelton")]
+    Panicked {
+        /// Which region.
+        index: u32,
+    },
 }
 
-/// Maps, populates and verifies all regions of a slice, each on a thread of its own.
-pub(crate) fn warm(
-    core: &CacheCore,
-    manifest: &Manifest,
-    deadline: Option<Instant>,
-) -> Result<Arc<HotSlice>, WarmError> {
-    // All of it or none: regions that fit one by one would wait for each other.
-    let file_bytes = manifest.regions.iter().map(|region| region.file_bytes).sum();
-    let mut grant = core
-        .budget
-        .take(MemoryUse::Mapped, file_bytes, deadline)
-        .map_err(|source| WarmError::Memory { source })?;
-    // As many at a time as there are cores: populating and verifying are their work, waiting is the disk's.
-    let mut regions = Vec::with_capacity(manifest.regions.len());
-    for batch in manifest.regions.chunks(core.scan_threads.count()) {
-        let warmed: Vec<Result<Arc<HotRegion>, WarmError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = batch
-                .iter()
-                .map(|record| (record, grant.split(record.file_bytes)))
-                .map(|(record, grant)| {
-                    scope.spawn(move || warm_region(core, manifest, record, grant, deadline))
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().expect("warming does not panic")).collect()
-        });
-        for region in warmed {
-            regions.push(region?);
+/// What a cache brings regions into memory with.
+pub(crate) struct Warmth {
+    /// One for each of the cache's spindles, in their order.
+    pub(crate) spindles: Vec<SpindleWarmth>,
+    pub(crate) reaper: Reaper,
+    /// Whether late faults in maps are caught.
+    guards_maps: bool,
+    verify: Verify,
+}
+
+pub(crate) struct SpindleWarmth {
+    warmers: Warmers,
+    residence: Arc<SpindleResidence>,
+}
+
+impl Warmth {
+    pub(crate) fn new(spindles: usize, residence: Residence, guards_maps: bool, verify: Verify) -> Warmth {
+        let spindle = |number| SpindleWarmth {
+            warmers: Warmers::new(number),
+            residence: Arc::new(SpindleResidence::new(residence)),
+        };
+        Warmth { spindles: (0..spindles).map(spindle).collect(), reaper: Reaper::new(), guards_maps, verify }
+    }
+}
+
+impl SpindleWarmth {
+    /// What the spindle's regions are brought into, and why.
+    pub(crate) fn residence(&self) -> (Residence, String) {
+        self.residence.known()
+    }
+}
+
+/// One way of a slice into memory, shared by all who wait for it.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    entry: Arc<Entry>,
+    manifest: Arc<Manifest>,
+    /// What the looks have found so far.
+    found: Mutex<Found>,
+    /// Hangs up when the last haul has ended.
+    hauled: Receiver<Infallible>,
+    /// Set by the last look: a slice that can be leased, or why not.
+    outcome: OnceLock<Result<Arc<HotSlice>, Arc<WarmError>>>,
+}
+
+/// Held by each haul of an attempt: when the last one is dropped, whoever waits for that is told.
+#[derive(Clone)]
+pub(crate) struct Hauling(#[allow(dead_code, reason = "it is dropped, never sent on")] Sender<Infallible>);
+
+#[derive(Debug, Default)]
+struct Found {
+    regions: BTreeMap<u32, Arc<HotRegion>>,
+    error: Option<WarmError>,
+    looks_left: usize,
+}
+
+/// How much memory a slice takes when it is brought in: whole pages.
+pub(crate) fn bytes_in_memory(manifest: &Manifest) -> u64 {
+    manifest.regions.iter().map(region_bytes_in_memory).sum()
+}
+
+fn region_bytes_in_memory(record: &RegionRecord) -> u64 {
+    record.file_bytes.next_multiple_of(PAGE_BYTES as u64)
+}
+
+impl Attempt {
+    /// The attempt, and what its hauls hold until they end.
+    pub(crate) fn new(entry: Arc<Entry>, manifest: Arc<Manifest>) -> (Arc<Attempt>, Hauling) {
+        let looks_left = manifest.regions.len();
+        let found = Mutex::new(Found { looks_left, ..Found::default() });
+        let (hauling, hauled) = bounded(0);
+        (Arc::new(Attempt { entry, manifest, found, hauled, outcome: OnceLock::new() }), Hauling(hauling))
+    }
+
+    pub(crate) fn outcome(&self) -> Option<&Result<Arc<HotSlice>, Arc<WarmError>>> {
+        self.outcome.get()
+    }
+
+    /// Hands the looks to the spindles' threads. `grant` is memory for [`bytes_in_memory`]; `is_verified` says
+    /// that what is in the page cache was verified since it came from the disk.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        spindles: &[Arc<Spindle>],
+        warmth: &Warmth,
+        hauling: &Hauling,
+        mut grant: MemoryGrant,
+        is_verified: bool,
+        mut next_lane: impl FnMut() -> Lane,
+    ) {
+        if self.manifest.regions.is_empty() {
+            return self.end();
+        }
+        for record in &self.manifest.regions {
+            let index = record.index;
+            let answer = Answer { attempt: self.clone(), index, given: false };
+            let uuid = self.manifest.spindles[record.spindle as usize];
+            let Some(number) = spindles.iter().position(|spindle| spindle.uuid == uuid) else {
+                answer.give(Err(WarmError::NoSpindle { index }));
+                continue;
+            };
+            let look = Look {
+                record: record.clone(),
+                spindle: spindles[number].clone(),
+                residence: warmth.spindles[number].residence.clone(),
+                grant: grant.split(region_bytes_in_memory(record)),
+                reaper: warmth.reaper.inbox(),
+                guards_maps: warmth.guards_maps,
+                is_verified,
+                lane: next_lane(),
+            };
+            let (hauling, verify) = (hauling.clone(), warmth.verify != Verify::Never);
+            let job = move |queue: &WarmQueue| match look.run() {
+                Ok((region, way)) => {
+                    let region = Arc::new(region);
+                    // Not the attempt: it holds what comes of it, and a haul ends when nobody else holds that.
+                    let entry = answer.attempt.entry.clone();
+                    let haul = Haul { region: region.clone(), entry, way, verify, _hauling: hauling };
+                    queue.haul(move |queue| haul.run(queue));
+                    answer.give(Ok(region));
+                }
+                Err(error) => answer.give(Err(error)),
+            };
+            let warmers = &warmth.spindles[number].warmers;
+            if let Err(source) = warmers.look(job) {
+                // The job, and with it the answer, is gone: what it said by that is less than what we know.
+                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.error = Some(WarmError::Threads { index, source });
+            }
         }
     }
-    Ok(Arc::new(HotSlice::new(manifest.key.clone(), manifest.fingerprint, manifest.load_number, regions)))
+
+    fn answer(&self, index: u32, look: Result<Arc<HotRegion>, WarmError>) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match look {
+            Ok(region) => _ = found.regions.insert(index, region),
+            Err(error) => _ = found.error.get_or_insert(error),
+        }
+        found.looks_left -= 1;
+        if found.looks_left == 0 {
+            drop(found);
+            self.end();
+        }
+    }
+
+    /// Makes the slice hot, or tells why it is not.
+    fn end(&self) {
+        let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
+        let outcome = match found.error {
+            Some(error) => Err(Arc::new(error)),
+            None => {
+                let Manifest { key, fingerprint, load_number, .. } = &*self.manifest;
+                let regions = found.regions.into_values().collect();
+                let hauled = Some(self.hauled.clone());
+                Ok(Arc::new(HotSlice::new(key.clone(), *fingerprint, *load_number, regions, hauled)))
+            }
+        };
+        self.entry.change(|state| {
+            state.warming = None;
+            let is_current = state.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, &self.manifest));
+            // A load that was closed meanwhile is newer.
+            if let Ok(hot) = &outcome
+                && state.hot.is_none()
+                && is_current
+            {
+                state.hot = Some(hot.clone());
+            }
+            self.outcome.set(outcome).expect("the last look ends it once");
+        });
+    }
 }
 
-/// Compares a slice that is in memory with its checksums, on as many threads as scan.
+/// The answer that a look owes to its attempt: given when it is dropped, if not before.
+struct Answer {
+    attempt: Arc<Attempt>,
+    index: u32,
+    given: bool,
+}
+
+impl Answer {
+    fn give(mut self, look: Result<Arc<HotRegion>, WarmError>) {
+        self.given = true;
+        self.attempt.answer(self.index, look);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.given {
+            self.attempt.answer(self.index, Err(WarmError::Panicked { index: self.index }));
+        }
+    }
+}
+
+/// Compares a slice that is in memory, or will be, with its checksums, on as many threads as scan.
 pub(crate) fn verify_slice(
     slice: &HotSlice,
     threads: usize,
     deadline: Option<Instant>,
-) -> Result<(), WarmError> {
+) -> Result<(), Arc<WarmError>> {
     let patience = Patience::until(deadline);
     for batch in slice.regions.chunks(threads) {
         std::thread::scope(|scope| {
@@ -123,68 +322,426 @@ pub(crate) fn verify_slice(
     Ok(())
 }
 
-fn verify_region(region: &HotRegion, patience: &Patience) -> Result<(), WarmError> {
+fn verify_region(region: &HotRegion, patience: &Patience) -> Result<(), Arc<WarmError>> {
     let index = region.index;
-    let damaged = |source| WarmError::Damaged { index, source };
-    let view = RegionView::open(&region.bytes).map_err(damaged)?;
+    let late = || Arc::new(WarmError::Late { index });
+    let damaged = |source| Arc::new(WarmError::Damaged { index, source });
+    let bytes = region.whole(patience).map_err(|fault| match fault {
+        RegionFault::Impatience(_) => late(),
+        RegionFault::Failed(why) => why,
+    })?;
+    let view = RegionView::open(bytes).map_err(damaged)?;
     for block in 0..view.block_count() {
-        patience.check().map_err(|_| WarmError::Late { index })?;
+        patience.check().map_err(|_| late())?;
         view.verify_block(block).map_err(damaged)?;
     }
     Ok(())
 }
 
-fn warm_region(
-    core: &CacheCore,
-    manifest: &Manifest,
-    record: &RegionRecord,
+/// Opens a region's file, and reads and checks all of it but its body.
+struct Look {
+    record: RegionRecord,
+    spindle: Arc<Spindle>,
+    residence: Arc<SpindleResidence>,
     grant: MemoryGrant,
-    deadline: Option<Instant>,
-) -> Result<Arc<HotRegion>, WarmError> {
-    let index = record.index;
-    let uuid = manifest.spindles[record.spindle as usize];
-    let spindle =
-        core.spindles.iter().find(|spindle| spindle.uuid == uuid).ok_or(WarmError::NoSpindle { index })?;
-    let map = map_region(spindle, record, deadline)?;
-    let view = RegionView::open(&map).map_err(|source| WarmError::Damaged { index, source })?;
-    if view.frame().map(|frame| frame.trailer().content_id) != Some(record.content_id()) {
-        return Err(WarmError::OtherRegion { index });
-    }
-    let mut verified = 0;
-    let mut damage = None;
-    map.populate(|reached| {
-        // A block is looked at while it is in the cache of this core: right after it was read.
-        while core.verify != Verify::Never
-            && damage.is_none()
-            && verified < view.block_count()
-            && view.frame().is_some_and(|frame| frame.block_range(verified).end <= reached as u64)
-        {
-            damage = view.verify_block(verified).err();
-            verified += 1;
-        }
-    })
-    .map_err(|source| WarmError::Map { index, source })?;
-    if let Some(source) = damage {
-        return Err(WarmError::Damaged { index, source });
-    }
-    Ok(Arc::new(HotRegion::mapped(index, map, grant, record.space.clone())))
+    reaper: ReaperInbox,
+    guards_maps: bool,
+    is_verified: bool,
+    lane: Lane,
 }
 
-fn map_region(
-    spindle: &Spindle,
-    record: &RegionRecord,
-    deadline: Option<Instant>,
-) -> Result<RegionMap, WarmError> {
-    let index = record.index;
-    let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode: FileMode::Buffered };
-    let file = spindle
-        .impellers
-        .run(open, deadline)
-        .map_err(|source| WarmError::Disk { index, source })?
-        .into_file();
-    let map = || {
-        let file = File::from(file.as_fd().try_clone_to_owned()?);
-        RegionMap::new(SealedFile::committed(file, record.file_bytes)?)
-    };
-    map().map_err(|source| WarmError::Map { index, source })
+/// How the rest comes in.
+enum Way {
+    /// The kernel brings it in. `is_there`: it is in memory and verified already.
+    Map { is_there: bool },
+    /// We read it.
+    Image {
+        rooms: ImageRooms,
+        file: Arc<SpindleFile>,
+        /// What the file takes of the disk as long as it is open.
+        space: FileCount,
+        spindle: Arc<Spindle>,
+        lane: Lane,
+    },
 }
+
+impl Look {
+    fn run(self) -> Result<(HotRegion, Way), WarmError> {
+        let index = self.record.index;
+        let content_id = self.record.content_id();
+        let maps = self.residence.maps(&self.spindle);
+        let mode = if maps { FileMode::Buffered } else { FileMode::Direct };
+        let open = Op::OpenFile { path: self.spindle.folder.join(&self.record.path), mode };
+        let file = self.disk(open)?.into_file();
+        let (bytes, way) = if maps { self.map(file)? } else { self.image(file)? };
+        let frame = bytes.frame().map_err(|source| WarmError::Damaged { index, source })?;
+        if frame.trailer().content_id != content_id {
+            return Err(WarmError::OtherRegion { index });
+        }
+        let is_there = matches!(way, Way::Map { is_there: true });
+        let grant = if maps { self.grant } else { self.grant.turn_into(MemoryUse::Images) };
+        let space = if maps { self.record.space.clone() } else { FileCount::default() };
+        let spindle = Arc::downgrade(&self.spindle);
+        Ok((HotRegion::from_file(index, bytes, is_there, grant, space, self.reaper, spindle), way))
+    }
+
+    fn map(&self, file: Arc<SpindleFile>) -> Result<(RegionBytes, Way), WarmError> {
+        let map = || {
+            let sealed = SealedFile::committed(file, self.record.file_bytes)?;
+            let map = RegionMap::new(sealed, self.guards_maps)?;
+            let len = map.bytes().len();
+            // Before anything is brought in: only what is there has been verified.
+            let is_there = self.is_verified && map.resident_bytes()? == len as u64;
+            map.populate(0..len.min(PAGE_BYTES))?;
+            map.populate(len - len.min(PAGE_BYTES)..len)?;
+            if let Ok(body_end) = body_end(&map) {
+                map.populate(body_end..len)?;
+            }
+            Ok((map, is_there))
+        };
+        let (map, is_there) = map().map_err(|source| self.no_map(source))?;
+        Ok((RegionBytes::Map(map), Way::Map { is_there }))
+    }
+
+    fn image(&self, file: Arc<SpindleFile>) -> Result<(RegionBytes, Way), WarmError> {
+        let index = self.record.index;
+        let damaged = |source| WarmError::Damaged { index, source };
+        let bytes = self.record.file_bytes;
+        let found = self.disk(Op::LengthOf { file: file.clone() })?.into_length();
+        if found != bytes {
+            let text = format!("the file has {found} bytes, the manifest says {bytes}");
+            return Err(self.no_map(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        let len = usize::try_from(bytes).expect("addresses have 64 bits");
+        let (mut image, mut rooms) = Image::to_fill(len).map_err(|source| self.no_map(source))?;
+        if let Some(first) = rooms.next_room(PAGE_BYTES) {
+            image.accept(self.read(&file, first)?);
+        }
+        let header = Header::decode(&image.bytes()[..len.min(PAGE_BYTES)]).map_err(damaged)?;
+        // Read apart: only the last page says where the tail begins, and room is handed out once.
+        let trailer_at = len.saturating_sub(PAGE_BYTES);
+        let last_at = trailer_at - trailer_at % PAGE_BYTES;
+        let room = Box::new(PageBuffer::zeroed((len - last_at).next_multiple_of(PAGE_BYTES)));
+        let room_bytes = AsRef::<[u8]>::as_ref(&*room).len();
+        let read = Op::Read { file: file.clone(), offset: last_at as u64, room, len: room_bytes };
+        let (room, _) = self.disk(read)?.into_read_back();
+        let room = room.into_any().downcast::<PageBuffer>().expect("what was handed in");
+        let last_page = &AsRef::<[u8]>::as_ref(&*room)[trailer_at - last_at..len - last_at];
+        let trailer = Trailer::decode(last_page, &header, bytes).map_err(damaged)?;
+        let tail = rooms.tail_room((trailer.body_end as usize).max(PAGE_BYTES));
+        image.accept_tail(self.read(&file, tail)?);
+        let (space, spindle) = (self.record.space.clone(), self.spindle.clone());
+        let way = Way::Image { rooms, file, space, spindle, lane: self.lane };
+        Ok((RegionBytes::Image(image), way))
+    }
+
+    /// Fills one room and waits for it.
+    fn read(&self, file: &Arc<SpindleFile>, room: ImageRoom) -> Result<ImageRoom, WarmError> {
+        let (op, wanted) = read_into(file, room, self.record.file_bytes);
+        filled(self.record.index, self.disk(op)?, wanted)
+    }
+
+    fn disk(&self, op: Op) -> Result<Outcome, WarmError> {
+        let index = self.record.index;
+        // Without a deadline: this is a thread of the spindle's own, and nobody waits for it without one.
+        self.spindle.impellers.run_in(self.lane, op, None).map_err(|source| WarmError::Disk { index, source })
+    }
+
+    fn no_map(&self, source: io::Error) -> WarmError {
+        WarmError::Map { index: self.record.index, source }
+    }
+}
+
+/// Where the body ends, from the first and the last page.
+fn body_end(map: &RegionMap) -> Result<usize, FormatError> {
+    let bytes = map.bytes();
+    let header = Header::decode(&bytes[..bytes.len().min(PAGE_BYTES)])?;
+    let last_page = &bytes[bytes.len().saturating_sub(PAGE_BYTES)..];
+    Ok(Trailer::decode(last_page, &header, bytes.len() as u64)?.body_end as usize)
+}
+
+/// The operation that fills a room, and how many bytes of it the file has.
+fn read_into(file: &Arc<SpindleFile>, room: ImageRoom, file_bytes: u64) -> (Op, usize) {
+    let (offset, len) = (room.offset() as u64, room.len());
+    let wanted = (file_bytes - offset).min(len as u64) as usize;
+    (Op::Read { file: file.clone(), offset, room: Box::new(room), len }, wanted)
+}
+
+/// The filled room, if all that the file should have came.
+fn filled(index: u32, outcome: Outcome, wanted: usize) -> Result<ImageRoom, WarmError> {
+    let (room, len) = outcome.into_read_back();
+    let room = *room.into_any().downcast::<ImageRoom>().expect("what was handed in");
+    if len < wanted {
+        let text = format!("the file ends at {}, inside of the region", room.offset() + len);
+        let source = io::Error::new(io::ErrorKind::UnexpectedEof, text);
+        return Err(WarmError::Map { index, source });
+    }
+    Ok(room)
+}
+
+/// Brings in what a look has left.
+struct Haul {
+    region: Arc<HotRegion>,
+    entry: Arc<Entry>,
+    way: Way,
+    verify: bool,
+    /// Dropped after the region.
+    _hauling: Hauling,
+}
+
+/// Why a haul ended before the region was there.
+enum Stop {
+    /// Everybody who wanted the region has gone.
+    Unwanted,
+    Failed(WarmError),
+}
+
+impl Haul {
+    fn run(self, queue: &WarmQueue) {
+        let mut failure = FailOnDrop { region: &self.region, entry: &self.entry, error: None };
+        failure.error = Some(WarmError::Panicked { index: self.region.index });
+        failure.error = match bring(&self.region, self.way, self.verify, queue) {
+            Ok(()) | Err(Stop::Unwanted) => None,
+            Err(Stop::Failed(error)) => Some(error),
+        };
+    }
+}
+
+/// Tells why the region will not be there, also after a panic: scans wait for it.
+struct FailOnDrop<'a> {
+    region: &'a Arc<HotRegion>,
+    entry: &'a Entry,
+    error: Option<WarmError>,
+}
+
+impl Drop for FailOnDrop<'_> {
+    fn drop(&mut self) {
+        let Some(error) = self.error.take() else { return };
+        self.region.watermark().fail(Arc::new(error));
+        // Later leases try again; those there are keep what they have.
+        let gone = self.entry.change(|state| {
+            let is_ours =
+                |hot: &mut Arc<HotSlice>| hot.regions.iter().any(|one| Arc::ptr_eq(one, self.region));
+            state.hot.take_if(is_ours)
+        });
+        drop(gone); // Outside of the lock.
+    }
+}
+
+fn bring(region: &Arc<HotRegion>, way: Way, verify: bool, queue: &WarmQueue) -> Result<(), Stop> {
+    let index = region.index;
+    if region.watermark().is_complete() {
+        return haul(region, way, queue, &mut |_| Ok(())); // All there; only the page tables are filled.
+    }
+    if !verify {
+        return haul(region, way, queue, &mut |reached| {
+            region.watermark().publish(reached);
+            Ok(())
+        });
+    }
+    let frame = region.bytes().frame();
+    let frame = frame.map_err(|source| Stop::Failed(WarmError::Damaged { index, source }))?;
+    let mut verifier = Verifier { region, frame, next_block: 0 };
+    if region.bytes().len() <= STEP_BYTES as u64 {
+        return haul(region, way, queue, &mut |reached| verifier.follow(reached));
+    }
+    // Sums are a core's work, and the disk must not wait for them.
+    std::thread::scope(|scope| {
+        let (tell, reached) = unbounded();
+        let name = format!("pelton-verify-{index}");
+        let spawned = std::thread::Builder::new().name(name).spawn_scoped(scope, {
+            let reached: Receiver<u64> = reached.clone();
+            move || follow_all(verifier, &reached)
+        });
+        let Ok(thread) = spawned else {
+            drop(reached);
+            return Err(Stop::Failed(WarmError::Threads { index, source: spawned.unwrap_err() }));
+        };
+        drop(reached);
+        // A verifier that has found damage has gone: then there is nothing to go on for.
+        let hauled = haul(region, way, queue, &mut |reached| tell.send(reached).map_err(|_| Stop::Unwanted));
+        drop(tell);
+        match thread.join() {
+            Ok(verified) => verified.and(hauled),
+            Err(_) => Err(Stop::Failed(WarmError::Panicked { index })),
+        }
+    })
+}
+
+fn follow_all(mut verifier: Verifier<'_>, reached: &Receiver<u64>) -> Result<(), Stop> {
+    while let Ok(first) = reached.recv() {
+        let latest = reached.try_iter().last().unwrap_or(first);
+        verifier.follow(latest)?;
+    }
+    Ok(())
+}
+
+/// Compares what has come with its checksums, and lets scans have it.
+struct Verifier<'a> {
+    region: &'a HotRegion,
+    frame: Frame<'a>,
+    next_block: u64,
+}
+
+impl Verifier<'_> {
+    /// Verifies the blocks that end before `reached`, and moves the watermark behind them.
+    fn follow(&mut self, reached: u64) -> Result<(), Stop> {
+        let index = self.region.index;
+        let (bytes, len) = (self.region.bytes().bytes(), self.region.bytes().len());
+        let mut verified = None;
+        while self.next_block < self.frame.block_count() {
+            let block = self.frame.block_range(self.next_block);
+            if block.end > reached {
+                break;
+            }
+            self.frame
+                .verify_block(self.next_block, &bytes[block.start as usize..block.end as usize])
+                .map_err(|source| Stop::Failed(WarmError::Damaged { index, source }))?;
+            self.next_block += 1;
+            verified = Some(block.end);
+        }
+        // What follows the body was checked by the look.
+        if reached == len && self.next_block == self.frame.block_count() {
+            verified = Some(len);
+        }
+        if let Some(verified) = verified {
+            self.region.watermark().publish(verified);
+        }
+        Ok(())
+    }
+}
+
+/// Brings the bytes in and tells how far they are. Ends early when nobody wants them any more.
+fn haul(
+    region: &Arc<HotRegion>,
+    way: Way,
+    queue: &WarmQueue,
+    tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    match (region.bytes(), way) {
+        (RegionBytes::Map(map), Way::Map { .. }) => populate(region, map, queue, tell),
+        (RegionBytes::Image(image), Way::Image { rooms, file, space: _space, spindle, lane }) => {
+            let mut reads = Reads::new(region, image, rooms, file);
+            let result = reads.run(&spindle, lane, queue, tell);
+            // Also after an error: what a disk may still write to stays counted until it has answered.
+            reads.drain();
+            result
+        }
+        _ => unreachable!("a look makes both"),
+    }
+}
+
+/// Whether only the haul itself holds the region: then nobody can come to want it.
+fn is_unwanted(region: &Arc<HotRegion>) -> bool {
+    Arc::strong_count(region) == 1
+}
+
+fn populate(
+    region: &Arc<HotRegion>,
+    map: &RegionMap,
+    queue: &WarmQueue,
+    tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let failed = |source| Stop::Failed(WarmError::Map { index: region.index, source });
+    map.expect_front_to_back().map_err(failed)?;
+    let len = map.bytes().len();
+    let mut at = 0;
+    while at < len {
+        if is_unwanted(region) {
+            return Err(Stop::Unwanted);
+        }
+        let end = (at + STEP_BYTES).min(len);
+        map.populate(at..end).map_err(failed)?;
+        at = end;
+        tell(at as u64)?;
+        queue.do_looks();
+    }
+    Ok(())
+}
+
+/// The reads of one image: several on their way, taken in in their order.
+struct Reads<'a> {
+    region: &'a Arc<HotRegion>,
+    image: &'a Image,
+    rooms: ImageRooms,
+    file: Arc<SpindleFile>,
+    replies: Replies,
+    completions: Receiver<Completion>,
+    in_flight: usize,
+    /// Came before one that stands before it in the file, by offset.
+    early: BTreeMap<usize, ImageRoom>,
+}
+
+impl<'a> Reads<'a> {
+    fn new(
+        region: &'a Arc<HotRegion>,
+        image: &'a Image,
+        rooms: ImageRooms,
+        file: Arc<SpindleFile>,
+    ) -> Reads<'a> {
+        let (replies, completions) = replies();
+        Reads { region, image, rooms, file, replies, completions, in_flight: 0, early: BTreeMap::new() }
+    }
+
+    fn run(
+        &mut self,
+        spindle: &Spindle,
+        lane: Lane,
+        queue: &WarmQueue,
+        tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        let (index, len) = (self.region.index, self.image.len() as u64);
+        let mut reached = self.image.bytes().len() as u64;
+        if reached == len {
+            return tell(len); // So small that the look has read it all.
+        }
+        loop {
+            while self.in_flight < READS_MAX
+                && !is_unwanted(self.region)
+                && let Some(room) = self.rooms.next_room(READ_BYTES)
+            {
+                let (op, wanted) = read_into(&self.file, room, len);
+                let submitted = spindle.impellers.submit(lane, op, self.replies.tag(wanted as u64), None);
+                if let Err(SubmitError { op, .. }) = submitted {
+                    let source = op.subject().cancelled();
+                    return Err(Stop::Failed(WarmError::Disk { index, source }));
+                }
+                self.in_flight += 1;
+            }
+            if reached == len {
+                return Ok(());
+            }
+            if self.in_flight == 0 {
+                return Err(Stop::Unwanted);
+            }
+            let room = self.next_filled()?;
+            self.early.insert(room.offset(), room);
+            while let Some(room) = self.early.remove(&(reached as usize)) {
+                reached = self.image.accept(room) as u64;
+            }
+            tell(reached)?;
+            queue.do_looks();
+        }
+    }
+
+    fn next_filled(&mut self) -> Result<ImageRoom, Stop> {
+        let index = self.region.index;
+        let completion = self.completions.recv().expect("each read is answered, and `replies` lives");
+        self.in_flight -= 1;
+        completion
+            .result
+            .map_err(|source| WarmError::Disk { index, source })
+            .and_then(|outcome| filled(index, outcome, completion.tag as usize))
+            .map_err(Stop::Failed)
+    }
+
+    /// Waits for what is still on its way.
+    fn drain(&mut self) {
+        while self.in_flight > 0 {
+            let _ = self.next_filled();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
+use pelton_region_format::RegionView;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::*;
@@ -25,7 +26,7 @@ fn lease_of(cache: &Cache) -> Lease {
     writer.wait_for_writes().unwrap().close_for_writes().unwrap();
     let lease = cache.lease(&key, Want::Latest, None).unwrap();
     for region in 0..REGIONS {
-        let bytes = lease.region(usize::from(region)).unwrap();
+        let bytes = lease.region(usize::from(region), None).unwrap();
         let mut blobs = RegionView::open(&bytes).unwrap().blobs();
         assert_eq!(blobs.next().unwrap(), Some(&[region; 100][..]), "dealt in turn");
     }

@@ -1,0 +1,149 @@
+//! The thread that lets memory go, so that no scan waits while pages are unmapped.
+//!
+//! ```text
+//! last lease drops ─▶ unmap ─▶ the budget gets its bytes back ─▶ the page cache lets go, if evicted so
+//! ```
+//!
+//! The order matters: what is still mapped stays in the page cache whatever it is told, and memory is free
+//! only when it is unmapped.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::budget::memory::MemoryGrant;
+use crate::snap::hot::RegionBytes;
+use crate::snap::manifest::FileCount;
+use crate::spindle::engine::Op;
+use crate::spindle::file::SpindleFile;
+use crate::spindle::held::Spindle;
+
+/// How long the page cache of one file may take to go. A disk that hangs keeps it.
+const DROP_CACHE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How long [`Reaper::settle`] waits. Unmapping 2 GiB of small pages takes a sixth of a second.
+const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What is left of a region that nobody leases any more.
+pub(crate) struct Remains {
+    pub(crate) bytes: RegionBytes,
+    pub(crate) grant: Option<MemoryGrant>,
+    /// What a mapped file takes of the disk, until it is unmapped.
+    pub(crate) space: FileCount,
+    /// Whose page cache goes, too.
+    pub(crate) dropped: Option<(Weak<Spindle>, Arc<SpindleFile>)>,
+}
+
+enum Order {
+    Bury(Box<Remains>),
+    /// Answers, by hanging up, when all before it is done.
+    Settle(Sender<()>),
+}
+
+/// The cache's end of the reaper. Regions hold [`ReaperInbox`]es: the thread ends with the last of all.
+pub(crate) struct Reaper {
+    inbox: ReaperInbox,
+}
+
+/// Where regions go.
+#[derive(Clone, Debug)]
+pub(crate) struct ReaperInbox {
+    orders: Sender<Order>,
+    thread: Arc<LazyThread>,
+}
+
+/// Started with the first region that goes.
+#[derive(Debug)]
+struct LazyThread {
+    orders: Receiver<Order>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Reaper {
+    /// No thread is started.
+    pub(crate) fn new() -> Reaper {
+        let (orders, inbox) = unbounded();
+        let thread = Arc::new(LazyThread { orders: inbox, thread: Mutex::new(None) });
+        Reaper { inbox: ReaperInbox { orders, thread } }
+    }
+
+    pub(crate) fn inbox(&self) -> ReaperInbox {
+        self.inbox.clone()
+    }
+
+    /// Waits until what has been given up so far is gone, or a disk takes too long over it.
+    pub(crate) fn settle(&self) {
+        if !self.inbox.thread.has_started() {
+            return;
+        }
+        let (done, wait) = bounded(0);
+        if self.inbox.give(Order::Settle(done)).is_ok() {
+            let _ = wait.recv_deadline(Instant::now() + SETTLE_WAIT_MAX);
+        }
+    }
+}
+
+impl Drop for Reaper {
+    /// The spindles go after this: what was evicted is dropped from the page cache before.
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl ReaperInbox {
+    /// Takes over what is left of a region.
+    pub(crate) fn bury(&self, remains: Remains) {
+        if let Err(Order::Bury(remains)) = self.give(Order::Bury(Box::new(remains))) {
+            bury(*remains); // No thread to be had: then here.
+        }
+    }
+
+    fn give(&self, order: Order) -> Result<(), Order> {
+        if !self.thread.is_running() {
+            return Err(order);
+        }
+        self.orders.send(order).map_err(|refused| refused.0)
+    }
+}
+
+impl LazyThread {
+    fn has_started(&self) -> bool {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn is_running(&self) -> bool {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_none() {
+            // Not `self`: the thread ends when the last sender is gone, and must not hold one.
+            let orders = self.orders.clone();
+            *thread = std::thread::Builder::new()
+                .name("pelton-reaper".to_owned())
+                .spawn(move || reap(&orders))
+                .ok();
+        }
+        thread.is_some()
+    }
+}
+
+fn reap(orders: &Receiver<Order>) {
+    for order in orders {
+        match order {
+            Order::Bury(remains) => bury(*remains),
+            Order::Settle(done) => drop(done),
+        }
+    }
+}
+
+fn bury(remains: Remains) {
+    let Remains { bytes, grant, space, dropped } = remains;
+    drop(bytes);
+    drop((grant, space));
+    let Some((spindle, file)) = dropped else { return };
+    // Without the spindle the cache is closed, and its impellers with it. What stays in the page cache is the
+    // kernel's to take back.
+    if let Some(spindle) = spindle.upgrade() {
+        let _ = spindle.impellers.run(Op::DropCache { file }, Some(Instant::now() + DROP_CACHE_WAIT_MAX));
+    }
+}
