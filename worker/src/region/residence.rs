@@ -39,7 +39,7 @@ impl fmt::Display for Residence {
 }
 
 const PROBE_BYTES: usize = 8 << 20;
-/// Half of the file: the kernel reads further ahead as it goes, so the first pages are small ones.
+/// Half of the file: where large pages are had at all, nearly all of it lies in them.
 const LARGE_BYTES_MIN: u64 = PROBE_BYTES as u64 / 2;
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(2);
 const PROBE_NAME: &str = "residence-probe";

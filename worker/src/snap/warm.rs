@@ -21,7 +21,7 @@ use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, T
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::config::Verify;
 use crate::region::arena::{Image, ImageRoom, ImageRooms};
-use crate::region::map::{RegionMap, SealedFile};
+use crate::region::map::{LARGE_PAGE_BYTES, RegionMap, SealedFile};
 use crate::region::residence::{Residence, SpindleResidence};
 use crate::region::watermark::RegionFault;
 use crate::scan::patience::Patience;
@@ -392,10 +392,12 @@ impl Look {
             let len = map.bytes().len();
             // Before anything is brought in: only what is there has been verified.
             let is_there = self.is_verified && map.resident_bytes()? == len as u64;
-            map.populate(0..len.min(PAGE_BYTES))?;
-            map.populate(len - len.min(PAGE_BYTES)..len)?;
+            map.expect_front_to_back()?;
+            let last = len.saturating_sub(PAGE_BYTES);
+            map.populate(0..len.min(LARGE_PAGE_BYTES))?;
+            map.populate(last - last % LARGE_PAGE_BYTES..len)?;
             if let Ok(body_end) = body_end(&map) {
-                map.populate(body_end..len)?;
+                map.populate(body_end - body_end % LARGE_PAGE_BYTES..len)?;
             }
             Ok((map, is_there))
         };
@@ -643,7 +645,6 @@ fn populate(
     tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     let failed = |source| Stop::Failed(WarmError::Map { index: region.index, source });
-    map.expect_front_to_back().map_err(failed)?;
     let len = map.bytes().len();
     let mut at = 0;
     while at < len {
