@@ -507,10 +507,12 @@ impl Snap {
             state.verified_load = None;
             if state.is_durable() { state.hot.take() } else { None }
         });
-        if let Some(hot) = &hot {
-            hot.drop_cache_too();
-        }
-        self.let_go(hot)
+        let Some(hot) = hot else { return false };
+        hot.drop_cache_too();
+        // Outside of the lock: unmapping takes a while.
+        HotSlice::give_up(hot, Instant::now() + EVICT_WAIT_MAX);
+        self.core.warmth.reaper.settle();
+        true
     }
 
     /// The same, but what the page cache holds of the files stays there, for the system to take back when it
@@ -523,15 +525,7 @@ impl Snap {
             }
             hot
         });
-        self.let_go(hot)
-    }
-
-    /// Outside of the entry's lock: unmapping takes a while.
-    fn let_go(&self, hot: Option<Arc<HotSlice>>) -> bool {
-        let Some(hot) = hot else { return false };
-        HotSlice::give_up(hot, Instant::now() + EVICT_WAIT_MAX);
-        self.core.warmth.reaper.settle();
-        true
+        hot.is_some() // Dropped here, outside of the lock. Nobody waits for the unmapping.
     }
 
     /// Lets memory and files go. Says whether there was something.
