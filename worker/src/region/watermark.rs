@@ -58,6 +58,11 @@ impl Watermark {
         self.reached.load(Ordering::Acquire) == self.end
     }
 
+    /// Whether it will not move any more before its end.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.lock().fault.is_some()
+    }
+
     /// Everything before `to` may be read from now on, for good.
     pub(crate) fn publish(&self, to: u64) {
         assert!(to <= self.end, "the mark stays inside of the region");

@@ -270,10 +270,12 @@ impl Attempt {
         self.entry.change(|state| {
             state.warming = None;
             let is_current = state.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, &self.manifest));
-            // A load that was closed meanwhile is newer.
+            // A load that was closed meanwhile is newer. And a haul may have failed before the last look: it tells so
+            // before it comes for the slice, under this lock, so it is seen here or finds the slice.
             if let Ok(hot) = &outcome
                 && state.hot.is_none()
                 && is_current
+                && !hot.regions.iter().any(|region| region.watermark().has_failed())
             {
                 state.hot = Some(hot.clone());
             }

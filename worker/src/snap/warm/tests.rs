@@ -173,7 +173,7 @@ fn an_evict_empties_the_page_cache_after_the_last_lease_and_a_keeping_one_does_n
     assert_eq!(cached_pages(&file), Some(pages), "what is leased stays");
     assert_eq!(scan(&lease).unwrap(), expected(20));
     drop(lease);
-    cache.core_for_tests().warmth.reaper.settle();
+    wait_until_unmapped(&cache);
     assert_eq!(cached_pages(&file), Some(0));
 }
 
@@ -198,8 +198,9 @@ fn what_stays_resident_is_not_verified_again_and_what_comes_from_the_disk_is() {
         sums.iter().filter(|sum| !expected(20).contains_key(sum.0) || expected(20)[sum.0] != *sum.1).count(),
         1
     );
-    // The same once more, but with a single page gone.
+    // The same once more, but with a part gone: what is mapped would stay.
     assert!(snap.evict_keeping_cache());
+    wait_until_unmapped(&cache);
     rustix::fs::fadvise(&file, 4 << 20, std::num::NonZero::new(4 << 20), rustix::fs::Advice::DontNeed)
         .unwrap();
     let error = scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap_err();
@@ -208,6 +209,13 @@ fn what_stays_resident_is_not_verified_again_and_what_comes_from_the_disk_is() {
     wait_until_not_hot(&cache);
     let error = scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap_err();
     assert!(matches!(error, ScanError::Damaged { .. }), "{error}");
+}
+
+/// All memory is free only when the last page is unmapped; what comes after that, the reaper does in its turn.
+fn wait_until_unmapped(cache: &Cache) {
+    let core = cache.core_for_tests();
+    drop(core.budget.take(MemoryUse::Images, core.budget.counts().residence_max, None).unwrap());
+    core.warmth.reaper.settle();
 }
 
 /// The failure is told to the scans first, and to the entry right after.
@@ -292,6 +300,39 @@ fn an_error_of_the_disk_reaches_the_scan_and_the_next_lease_tries_again() {
         let lease = cache.lease(&key(), Want::Latest, None).unwrap();
         assert_eq!(scan(&lease).unwrap(), expected(30), "{at}");
     }
+}
+
+/// Goal: a region that fails before the others were looked at leaves no slice that stays hot and broken. Method: one
+/// region's open hangs until the other one, which looks with three reads, has failed at its fourth.
+#[test]
+fn a_slice_that_failed_before_it_was_hot_does_not_stay_hot() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SimDisk::healthy(folder.path(), 13);
+    let disk = disk.with_fault(When::Nth("open", 0), Failure::Hang);
+    let disk = disk.with_fault(When::Nth("read", 3), Failure::Error(rustix::io::Errno::IO));
+    let cache = sim_cache(folder.path(), &disk, Residence::Image);
+    load(&cache, 2, 40);
+    cache.snap(&key()).evict();
+    let before = disk.ops();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| cache.lease(&key(), Want::Latest, None));
+        // Both opens, then a length, three reads, and those that the haul has on their way.
+        while disk.ops() < before + 2 + 4 + READS_MAX as u64 {
+            thread::yield_now();
+        }
+        let core = cache.core_for_tests();
+        let entry = core.entry_for_tests(&key());
+        let attempt = entry.lock().warming.clone().expect("one look is still under way");
+        let failed = |found: &Found| found.regions.values().any(|region| region.watermark().has_failed());
+        while !failed(&attempt.found.lock().unwrap()) {
+            thread::yield_now();
+        }
+        disk.let_go();
+        let error = scan(&waiting.join().unwrap().unwrap()).unwrap_err();
+        assert!(matches!(error, ScanError::Warm { .. }), "{error}");
+    });
+    assert_eq!(cache.snap(&key()).status().state, SnapState::Warm);
+    assert_eq!(scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap(), expected(40));
 }
 
 /// Goal: one way into memory for all who wait, and nobody's deadline ends it for others. Method: the file's open
@@ -412,9 +453,7 @@ fn memory_is_let_go_by_the_reaper() {
     cache.snap(&key()).evict();
     assert_eq!(core.budget.counts().mapped, cache.snap(&key()).status().file_bytes, "leased still");
     drop(lease);
-    // All there is: it comes when the last page is unmapped.
-    let all = core.budget.counts().residence_max;
-    drop(core.budget.take(MemoryUse::Images, all, None).unwrap());
+    wait_until_unmapped(&cache);
     let names = std::fs::read_dir("/proc/self/task").unwrap();
     let mut names = names.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
     assert!(names.any(|name| name.trim() == "pelton-reaper"));
