@@ -61,8 +61,8 @@ limits! {
     ParcelBytes parcel_bytes_max = 256 * MIB;
     /// The parcels that wait for credit in one sender.
     SenderQueueBytes sender_queue_bytes_max = 8 * MIB;
-    /// Credit that one stream has given and that is not used or returned.
-    StreamCreditBytes stream_credit_bytes_max = GIB;
+    /// The credit that a Want may ask for: one parcel, packed and inflated.
+    WantBytes want_bytes_max = 513 * MIB;
     /// Credit of all streams of a node together.
     InFlightBytes in_flight_bytes_max = GIB;
     /// One Hello or Welcome.

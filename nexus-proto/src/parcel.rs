@@ -21,6 +21,9 @@ use crate::limits::{Limit, LimitExceeded, Limits};
 /// The bytes in front of each blob: its length.
 pub const LENGTH_BYTES: usize = 4;
 
+/// What a parcel costs beside its bytes: what it takes in queues, so that tiny ones are bounded too.
+pub const PARCEL_COST_BYTES: u64 = 256;
+
 /// A batch of blobs: inflated, or deflated by a [`Codec`].
 ///
 /// Whoever packed it may lie: nothing of it is believed before [`Parcel::open`] has checked it.
@@ -128,11 +131,12 @@ impl Parcel {
 }
 
 /// What a parcel of these sizes costs in credit.
-pub fn cost(codec: Codec, packed_bytes: u64, inflated_bytes: u64) -> u64 {
-    match codec {
-        Codec::None => packed_bytes,
-        _ => packed_bytes.saturating_add(inflated_bytes),
-    }
+pub(crate) fn cost(codec: Codec, packed_bytes: u64, inflated_bytes: u64) -> u64 {
+    let opened = match codec {
+        Codec::None => 0,
+        _ => inflated_bytes,
+    };
+    PARCEL_COST_BYTES.saturating_add(packed_bytes).saturating_add(opened)
 }
 
 /// Whether declared sizes can be true and are allowed, before any memory is taken for them.

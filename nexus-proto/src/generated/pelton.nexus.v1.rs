@@ -10,9 +10,9 @@ pub struct Property {
 /// A TCP connection beside gRPC, for bulk bytes. Its bytes are told in docs/nexus.md, "The framed lane".
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Lane {
-    /// Where to connect: "host:port". Empty means the host that gRPC is connected to, at `port`.
+    /// Where to connect. Empty: the host that gRPC is connected to.
     #[prost(string, tag = "1")]
-    pub address: ::prost::alloc::string::String,
+    pub host: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub port: u32,
     /// 32 bytes from a cryptographic generator. Good for one connection, and only until it expires.
@@ -21,7 +21,7 @@ pub struct Lane {
     /// How long the token is good, from when it was sent.
     #[prost(uint32, tag = "4")]
     pub expires_in_ms: u32,
-    /// The version of the lane's bytes: 1.
+    /// The version of the bytes on it. docs/nexus.md tells version 1.
     #[prost(uint32, tag = "5")]
     pub version: u32,
     /// Whether the lane is TLS. It is whenever the gRPC connection is.
@@ -1229,9 +1229,17 @@ pub struct Complete {
     #[prost(uint64, tag = "6")]
     pub rejected: u64,
 }
-/// Receiver to sender: everything arrived, agrees with Complete, and is safe. The stream is over.
+/// Receiver to sender: everything arrived, agrees with Complete, and is safe. The stream is over. It repeats the
+/// counts of Complete, and the sender compares them: a damaged message must not pass for this one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Done {}
+pub struct Done {
+    #[prost(uint64, tag = "1")]
+    pub parcels: u64,
+    #[prost(uint64, tag = "2")]
+    pub items: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
 /// Either way, at any time: the stream is over and not whole. Nothing is sent after it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Abort {
