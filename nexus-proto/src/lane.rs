@@ -40,7 +40,9 @@ pub enum LaneError {
         expected: u32,
     },
     /// The opener speaks another version, or needs a feature that is not known. Answer so, then close.
-    #[error("lane version {version} with features {features:#x} is not spoken here, version {LANE_VERSION} is")]
+    #[error(
+        "lane version {version} with features {features:#x} is not spoken here, version {LANE_VERSION} is"
+    )]
     Version {
         /// Its version.
         version: u32,

@@ -199,7 +199,8 @@ impl From<LimitExceeded> for ParcelError {
     }
 }
 
-const _: () = assert!(BLOB_BYTES_MAX == i32::MAX as u32, "docs/nexus.md, 1.3, tells blobs of at most 2^31 - 1 bytes");
+const _: () =
+    assert!(BLOB_BYTES_MAX == i32::MAX as u32, "docs/nexus.md, 1.3, tells blobs of at most 2^31 - 1 bytes");
 
 #[cfg(test)]
 mod tests;

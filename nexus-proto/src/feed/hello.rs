@@ -108,10 +108,8 @@ pub fn answer(
     profile: &Profile,
     lane: impl FnOnce() -> Option<Lane>,
 ) -> Result<Answer, Refusal> {
-    answer_hello(first, profile, lane).map_err(|error| Refusal {
-        abort: error.to_abort(&profile.limits).map(message),
-        error,
-    })
+    answer_hello(first, profile, lane)
+        .map_err(|error| Refusal { abort: error.to_abort(&profile.limits).map(message), error })
 }
 
 fn answer_hello(
@@ -122,8 +120,12 @@ fn answer_hello(
     let hello = match first.kind {
         Some(Kind::Hello(hello)) => hello,
         Some(Kind::Abort(abort)) => return Err(StreamError::of_abort(abort, &profile.limits)),
-        Some(other) => return Err(StreamError::Unexpected { found: kind_name(&other), state: "Hello is awaited" }),
-        None => return Err(StreamError::Unexpected { found: "an unknown message", state: "Hello is awaited" }),
+        Some(other) => {
+            return Err(StreamError::Unexpected { found: kind_name(&other), state: "Hello is awaited" });
+        }
+        None => {
+            return Err(StreamError::Unexpected { found: "an unknown message", state: "Hello is awaited" });
+        }
     };
     profile.limits.check(Limit::HelloBytes, hello.encoded_len() as u64)?;
     let common = hello.versions.iter().filter(|version| profile.versions.contains(version)).max();
@@ -174,7 +176,10 @@ pub(super) fn hello(profile: &Profile, offer: Option<Offer>) -> Hello {
 pub(super) fn settle(welcome: Welcome, profile: &Profile) -> Result<Terms, StreamError> {
     profile.limits.check(Limit::HelloBytes, welcome.encoded_len() as u64)?;
     if !profile.versions.contains(&welcome.version) {
-        return Err(StreamError::Version { ours: list(&profile.versions), theirs: welcome.version.to_string() });
+        return Err(StreamError::Version {
+            ours: list(&profile.versions),
+            theirs: welcome.version.to_string(),
+        });
     }
     Ok(Terms {
         version: welcome.version,

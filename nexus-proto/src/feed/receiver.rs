@@ -254,7 +254,12 @@ impl Receiver {
         Some(Resume { token: accept.resume_token.clone(), parcels, items, bytes })
     }
 
-    fn step(&mut self, event: ReceiverEvent, now: Instant, commands: &mut Commands) -> Result<(), StreamError> {
+    fn step(
+        &mut self,
+        event: ReceiverEvent,
+        now: Instant,
+        commands: &mut Commands,
+    ) -> Result<(), StreamError> {
         match event {
             ReceiverEvent::Message(message) => {
                 self.pulse.heard(now);
@@ -292,7 +297,12 @@ impl Receiver {
         Ok(())
     }
 
-    fn receive(&mut self, message: FeedMessage, now: Instant, commands: &mut Commands) -> Result<(), StreamError> {
+    fn receive(
+        &mut self,
+        message: FeedMessage,
+        now: Instant,
+        commands: &mut Commands,
+    ) -> Result<(), StreamError> {
         // A kind of a later version is a sign of life, no more.
         let Some(kind) = message.kind else { return Ok(()) };
         match (self.state, kind) {
@@ -309,9 +319,7 @@ impl Receiver {
             (State::Receiving, Kind::BlobFrame(frame)) => self.take_frame(frame, now, commands),
             (State::Receiving, Kind::Want(want)) => self.want(&want, now, commands),
             (State::Receiving, Kind::Complete(complete)) => self.complete(&complete, commands),
-            (state, kind) => {
-                Err(StreamError::Unexpected { found: kind_name(&kind), state: state.name() })
-            }
+            (state, kind) => Err(StreamError::Unexpected { found: kind_name(&kind), state: state.name() }),
         }
     }
 
@@ -376,14 +384,21 @@ impl Receiver {
         let codec = self.agreed_codec(sequence, codec)?;
         let parcel = Parcel::packed(codec, blob_count, inflated_bytes, bytes);
         parcel.check_sizes(&self.limits).map_err(|error| of_parcel(sequence, error))?;
-        self.spend(sequence, parcel.cost())?;
         check_crc(sequence, 0, parcel.body(), declared)?;
+        // Last: what is refused has used no credit.
+        self.spend(sequence, parcel.cost())?;
         self.hand_over(parcel, now, commands);
         Ok(())
     }
 
-    fn take_frame(&mut self, frame: BlobFrame, now: Instant, commands: &mut Commands) -> Result<(), StreamError> {
-        let BlobFrame { sequence, packed_bytes, inflated_bytes, codec, offset, crc32c: declared, bytes } = frame;
+    fn take_frame(
+        &mut self,
+        frame: BlobFrame,
+        now: Instant,
+        commands: &mut Commands,
+    ) -> Result<(), StreamError> {
+        let BlobFrame { sequence, packed_bytes, inflated_bytes, codec, offset, crc32c: declared, bytes } =
+            frame;
         self.check_next(sequence)?;
         self.limits.check(Limit::FrameBytes, bytes.len() as u64)?;
         let expected = self.partial.as_ref().map_or(0, |partial| partial.body.len() as u64);
@@ -466,7 +481,8 @@ impl Receiver {
         assert!(parcels <= self.taken.parcels, "what is queued was handed over");
         assert!(parcels >= self.queued.parcels, "what is queued stays queued");
         while self.queued.parcels < parcels {
-            let (items, bytes) = self.unqueued.pop_front().expect("one for each parcel between queued and taken");
+            let (items, bytes) =
+                self.unqueued.pop_front().expect("one for each parcel between queued and taken");
             self.queued.add(items, bytes);
         }
     }

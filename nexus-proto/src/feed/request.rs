@@ -47,6 +47,7 @@ pub(super) fn check_token(token: &[u8], limits: &Limits) -> Result<(), StreamErr
 
 /// Where counting starts.
 pub(super) fn start_of(request: &SliceRequest) -> Totals {
-    let resumed = |resume: &Resume| Totals { parcels: resume.parcels, items: resume.items, bytes: resume.bytes };
+    let resumed =
+        |resume: &Resume| Totals { parcels: resume.parcels, items: resume.items, bytes: resume.bytes };
     request.resume.as_ref().map(resumed).unwrap_or_default()
 }

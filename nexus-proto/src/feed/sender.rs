@@ -13,8 +13,8 @@ use super::{Profile, Side, StreamError, Tally, Terms, Timing, Totals, kind_name,
 use crate::limits::{Limit, Limits};
 use crate::messages::feed_message::Kind;
 use crate::messages::{
-    Accept, BlobFrame, Complete, Credit, Done, FeedMessage, Heartbeat, Offer, Parcel as ParcelMessage, Reason,
-    SliceRequest, Want,
+    Accept, BlobFrame, Complete, Credit, Done, FeedMessage, Heartbeat, Offer, Parcel as ParcelMessage,
+    Reason, SliceRequest, Want,
 };
 use crate::parcel::{Parcel, ParcelError};
 

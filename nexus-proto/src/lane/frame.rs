@@ -158,8 +158,16 @@ impl FrameHeader {
     }
 
     fn check_head(&self, head: &[u8], body_bytes: usize) -> Result<(), LaneError> {
-        assert_eq!(head.len(), self.head_bytes(), "the caller reads as many bytes of head as the header says");
-        assert_eq!(body_bytes, self.body_bytes(), "the caller reads as many bytes of body as the header says");
+        assert_eq!(
+            head.len(),
+            self.head_bytes(),
+            "the caller reads as many bytes of head as the header says"
+        );
+        assert_eq!(
+            body_bytes,
+            self.body_bytes(),
+            "the caller reads as many bytes of body as the header says"
+        );
         check_sum("a frame's head", head, self.head_crc32c)
     }
 
@@ -194,7 +202,9 @@ impl Frame {
                 let (crc, body) = (std::mem::take(&mut frame.crc32c), std::mem::take(&mut frame.bytes));
                 (FrameKind::BlobFrame, frame.encode_to_vec(), crc, body)
             }
-            Some(Kind::Complete(complete)) => (FrameKind::Complete, complete.encode_to_vec(), 0, Bytes::new()),
+            Some(Kind::Complete(complete)) => {
+                (FrameKind::Complete, complete.encode_to_vec(), 0, Bytes::new())
+            }
             _ => return Err(LaneError::Message { found: "a message without data" }),
         };
         let header = header_of(kind, &head, body.len() as u64, Some(crc32c), limits)?;

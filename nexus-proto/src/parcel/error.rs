@@ -42,7 +42,9 @@ pub enum ParcelError {
     #[error("the parcel declares no blob")]
     NoBlob,
     /// Even empty blobs would not fit.
-    #[error("the parcel declares {blob_count} blobs, their lengths alone are more than its {inflated_bytes} bytes")]
+    #[error(
+        "the parcel declares {blob_count} blobs, their lengths alone are more than its {inflated_bytes} bytes"
+    )]
     Lengths {
         /// The declared number.
         blob_count: u32,

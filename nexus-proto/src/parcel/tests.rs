@@ -84,10 +84,18 @@ fn a_damaged_parcel_is_refused_or_stays_within_its_size() {
 fn counts_and_sizes_that_lie_are_refused() {
     let limits = Limits::default();
     let bytes = sample().len() as u64;
-    for (count, inflated) in [(2, bytes), (4, bytes), (3, bytes - 1), (3, bytes + 1), (0, bytes), (u32::MAX, bytes)] {
-        assert!(Parcel::packed(Codec::None, count, inflated, sample()).open(&limits).is_err(), "{count} {inflated}");
+    for (count, inflated) in
+        [(2, bytes), (4, bytes), (3, bytes - 1), (3, bytes + 1), (0, bytes), (u32::MAX, bytes)]
+    {
+        assert!(
+            Parcel::packed(Codec::None, count, inflated, sample()).open(&limits).is_err(),
+            "{count} {inflated}"
+        );
         let Parcel { body, .. } = Parcel::deflate(Codec::Lz4, 3, sample()).unwrap();
-        assert!(Parcel::packed(Codec::Lz4, count, inflated, body).open(&limits).is_err(), "{count} {inflated}");
+        assert!(
+            Parcel::packed(Codec::Lz4, count, inflated, body).open(&limits).is_err(),
+            "{count} {inflated}"
+        );
     }
     let empty = Parcel::packed(Codec::None, 0, 0, vec![]).open(&limits);
     assert_eq!(empty.unwrap_err(), ParcelError::NoBlob);
@@ -118,7 +126,10 @@ struct Packed {
 impl Packed {
     fn blobs(&self) -> Vec<Vec<u8>> {
         let open = |parcel: &Parcel| parcel.open(&Limits::default()).unwrap();
-        self.parcels.iter().flat_map(|parcel| open(parcel).blobs().map(<[u8]>::to_vec).collect::<Vec<_>>()).collect()
+        self.parcels
+            .iter()
+            .flat_map(|parcel| open(parcel).blobs().map(<[u8]>::to_vec).collect::<Vec<_>>())
+            .collect()
     }
 }
 
@@ -150,7 +161,8 @@ fn blobs_come_out_in_order_in_parcels_of_the_target() {
 #[test]
 fn a_parcel_is_ready_when_its_first_blob_has_waited_long_enough() {
     let wait_max = Duration::from_millis(50);
-    let mut packer = ParcelPacker::new(PackerOptions { wait_max, ..PackerOptions::default() }, Limits::default());
+    let mut packer =
+        ParcelPacker::new(PackerOptions { wait_max, ..PackerOptions::default() }, Limits::default());
     let start = Instant::now();
     let mut ready = Vec::new();
     assert_eq!(packer.due(), None);
@@ -167,7 +179,8 @@ fn a_parcel_is_ready_when_its_first_blob_has_waited_long_enough() {
 fn a_blob_that_can_not_be_sent_is_refused_and_the_packer_goes_on() {
     let mut limits = Limits::default();
     limits.parcel_bytes_max = 10_004;
-    let mut packer = ParcelPacker::new(PackerOptions { target_bytes: 2048, ..PackerOptions::default() }, limits);
+    let mut packer =
+        ParcelPacker::new(PackerOptions { target_bytes: 2048, ..PackerOptions::default() }, limits);
     let (now, mut ready) = (Instant::now(), Vec::new());
     packer.push(b"before", now, &mut ready).unwrap();
     let error = packer.push(&noise(10_001), now, &mut ready).unwrap_err();
