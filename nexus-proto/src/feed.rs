@@ -18,7 +18,7 @@ mod sender;
 use std::time::{Duration, Instant};
 
 pub use error::{Counted, Side, StreamError};
-pub use hello::{Answer, Asked, Profile, Refusal, Terms, VERSION, answer};
+pub use hello::{Answer, Asked, Profile, Terms, VERSION, answer};
 pub use receiver::{Receiver, ReceiverCommand, ReceiverEvent};
 pub use sender::{Sender, SenderCommand, SenderEvent};
 

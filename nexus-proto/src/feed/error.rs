@@ -234,7 +234,7 @@ impl StreamError {
     }
 
     /// What the peer is told, unless it is gone or has said it itself.
-    pub(super) fn to_abort(&self, limits: &Limits) -> Option<Abort> {
+    pub fn to_abort(&self, limits: &Limits) -> Option<Abort> {
         let (text, limit) = match self {
             StreamError::Lost | StreamError::Aborted { by: Side::Peer, .. } => return None,
             StreamError::Aborted { text, limit, .. } => (text.clone(), limit.clone()),

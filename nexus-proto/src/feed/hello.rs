@@ -87,32 +87,15 @@ pub enum Asked {
     Push(Offer),
 }
 
-/// A Hello that can't be answered with Welcome.
-#[derive(Clone, Debug)]
-pub struct Refusal {
-    /// To be sent; then the stream is over.
-    pub abort: Option<FeedMessage>,
-    /// Why.
-    pub error: StreamError,
-}
-
 /// Answers the first message of a stream that somebody else has opened.
 ///
 /// If it does not come within [`super::Timing::silence_max`], end the stream without an answer. `lane` is
 /// called if the opener can open one and all else is right; nothing means that there is none.
 ///
 /// # Errors
-/// [`Refusal`] if there is no common version, or the message is not a proper Hello.
+/// [`StreamError`] if there is no common version, or the message is not a proper Hello. Answer with its
+/// [`StreamError::to_abort`], and the stream is over.
 pub fn answer(
-    first: FeedMessage,
-    profile: &Profile,
-    lane: impl FnOnce() -> Option<Lane>,
-) -> Result<Answer, Refusal> {
-    answer_hello(first, profile, lane)
-        .map_err(|error| Refusal { abort: error.to_abort(&profile.limits).map(message), error })
-}
-
-fn answer_hello(
     first: FeedMessage,
     profile: &Profile,
     lane: impl FnOnce() -> Option<Lane>,

@@ -404,10 +404,10 @@ fn the_next_version_and_this_one_work_together_or_part_clearly() {
 
     let only_next = Profile { versions: vec![2, 3], ..Profile::default() };
     let hello = message(hello::hello(&only_next, None));
-    let refusal = answer(hello, &Profile::default(), || None).unwrap_err();
-    assert_eq!(refusal.error.to_string(), "versions 2, 3 were offered, 1 is spoken here");
+    let error = answer(hello, &Profile::default(), || None).unwrap_err();
+    assert_eq!(error.to_string(), "versions 2, 3 were offered, 1 is spoken here");
     let mut parting = Receiving::greeting(only_next);
-    parting.on(ReceiverEvent::Message(refusal.abort.unwrap()));
+    parting.hear(error.to_abort(&Limits::default()).unwrap());
     assert_eq!(parting.error().unwrap().reason(), Reason::Version);
     assert!(parting.error().unwrap().to_string().contains("versions 2, 3 were offered"));
     // A faulty acceptor that chooses what was not offered.
@@ -434,7 +434,7 @@ fn a_hello_without_a_role_or_with_a_wrong_one_is_refused() {
         answer(FeedMessage { kind: None }, &Profile::default(), || None),
     ];
     for refusal in wrong {
-        assert!(refusal.unwrap_err().abort.is_some());
+        assert!(refusal.unwrap_err().to_abort(&Limits::default()).is_some());
     }
 }
 
@@ -518,7 +518,7 @@ fn each_limit_of_a_stream_holds_at_its_edge() {
         }),
         (Limit::HelloBytes, hello_bytes, |profile| {
             let hello = message(hello::hello(&Profile::default(), None));
-            answer(hello, &profile, || None).err().map(|refusal| refusal.error)
+            answer(hello, &profile, || None).err()
         }),
         (Limit::RequestBytes, request_bytes, |profile| {
             let mut sending = Sending::waiting(profile);

@@ -128,9 +128,7 @@ fn a_field_that_is_not_known_is_named() {
 
 #[test]
 fn a_frame_at_its_limits_goes_and_one_above_does_not() {
-    let mut limits = Limits::default();
-    limits.lane_body_bytes_max = 13;
-    limits.lane_head_bytes_max = 4;
+    let mut limits = Limits { lane_body_bytes_max: 13, lane_head_bytes_max: 4, ..Limits::default() };
     let frame = Frame::of_feed(message(parcel()), &limits).unwrap();
     assert_eq!((frame.head.len(), frame.body.len()), (4, 13));
     assert!(FrameHeader::decode(&frame.header.encode(), &limits).is_ok());

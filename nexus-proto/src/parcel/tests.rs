@@ -106,8 +106,7 @@ fn counts_and_sizes_that_lie_are_refused() {
 /// The declared size is compared with the limit before memory is taken: these would need 2^63 bytes.
 #[test]
 fn a_declared_size_over_the_limit_is_refused_before_memory_is_taken() {
-    let mut limits = Limits::default();
-    limits.parcel_bytes_max = 5017;
+    let mut limits = Limits { parcel_bytes_max: 5017, ..Limits::default() };
     for &codec in Codec::BUILT_IN {
         assert!(Parcel::deflate(codec, 3, sample()).unwrap().open(&limits).is_ok(), "at the edge");
         for declared in [5018, 1 << 63, u64::MAX] {
@@ -177,8 +176,7 @@ fn a_parcel_is_ready_when_its_first_blob_has_waited_long_enough() {
 
 #[test]
 fn a_blob_that_can_not_be_sent_is_refused_and_the_packer_goes_on() {
-    let mut limits = Limits::default();
-    limits.parcel_bytes_max = 10_004;
+    let limits = Limits { parcel_bytes_max: 10_004, ..Limits::default() };
     let mut packer =
         ParcelPacker::new(PackerOptions { target_bytes: 2048, ..PackerOptions::default() }, limits);
     let (now, mut ready) = (Instant::now(), Vec::new());

@@ -383,9 +383,12 @@ impl World {
                     }
                 }
                 Ok(_) => self.end_receiver(Err(StreamError::Lost)),
-                Err(refusal) => {
-                    refusal.abort.into_iter().for_each(|abort| self.transmit(abort, true));
-                    self.end_receiver(Err(refusal.error));
+                Err(error) => {
+                    let abort = error.to_abort(&small_limits());
+                    abort
+                        .into_iter()
+                        .for_each(|abort| self.transmit(pelton_nexus_proto::feed::message(abort), true));
+                    self.end_receiver(Err(error));
                 }
             },
             Ok(message) => self.on_receiver(ReceiverEvent::Message(message)),
@@ -412,9 +415,12 @@ impl World {
                     self.sender = Some(Sender::pulled(profile(), terms, self.timing(), self.now));
                 }
                 Ok(_) => self.end_sender(Err(StreamError::Lost)),
-                Err(refusal) => {
-                    refusal.abort.into_iter().for_each(|abort| self.transmit(abort, false));
-                    self.end_sender(Err(refusal.error));
+                Err(error) => {
+                    let abort = error.to_abort(&small_limits());
+                    abort
+                        .into_iter()
+                        .for_each(|abort| self.transmit(pelton_nexus_proto::feed::message(abort), false));
+                    self.end_sender(Err(error));
                 }
             },
             Ok(message) => self.on_sender(SenderEvent::Message(message)),
