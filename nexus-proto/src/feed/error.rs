@@ -287,3 +287,27 @@ impl From<&StreamError> for tonic::Status {
         tonic::Status::new(code, error.to_string())
     }
 }
+
+#[cfg(all(test, feature = "grpc"))]
+mod tests {
+    use super::*;
+
+    /// The page that foreign implementers read tells the same gRPC status for each reason.
+    #[test]
+    fn the_documented_status_of_each_reason_is_this_one() {
+        let page = include_str!("../../../docs/nexus.md");
+        let rows = page.split("| reason | gRPC status |").nth(1).unwrap().split("### 1.9").next().unwrap();
+        for reason in (0..).map_while(|number| Reason::try_from(number).ok()) {
+            let error =
+                StreamError::Aborted { by: Side::Here, reason, limit: String::new(), text: String::new() };
+            let code = format!("{:?}", tonic::Status::from(&error).code());
+            let name = reason.as_str_name().strip_prefix("REASON_").unwrap();
+            let told = rows.lines().find(|row| {
+                let reasons = row.split('|').nth(1).unwrap_or_default();
+                reasons.split(',').any(|told| told.trim() == name)
+            });
+            let status = told.unwrap_or_else(|| panic!("{name} is not told")).split('|').nth(2).unwrap();
+            assert_eq!(status.trim().replace('_', "").to_lowercase(), code.to_lowercase(), "{name}");
+        }
+    }
+}
