@@ -318,6 +318,8 @@ impl Receiver {
             (State::Receiving, Kind::Parcel(parcel)) => self.take_parcel(parcel, now, commands),
             (State::Receiving, Kind::BlobFrame(frame)) => self.take_frame(frame, now, commands),
             (State::Receiving, Kind::Want(want)) => self.want(&want, now, commands),
+            // On a lane the parcels overtake what gRPC carries: it has its credit by now.
+            (State::Settling | State::Closing, Kind::Want(_)) => Ok(()),
             (State::Receiving, Kind::Complete(complete)) => self.complete(&complete, commands),
             (state, kind) => Err(StreamError::Unexpected { found: kind_name(&kind), state: state.name() }),
         }

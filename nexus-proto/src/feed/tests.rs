@@ -277,6 +277,22 @@ fn duplicates_gaps_and_other_orders_are_told_apart() {
     assert!(matches!(complete_too_early.error(), Some(StreamError::Frame { .. })));
 }
 
+/// With a lane, Want comes by gRPC and what it asked for by the lane, which may be faster.
+#[test]
+fn a_want_that_its_parcel_has_overtaken_does_no_harm() {
+    let mut receiving = Receiving::with_credit(Profile::default(), 1 << 20);
+    receiving.hear(parcel(0, 10));
+    receiving.hear(Complete { parcels: 1, items: 1, bytes: 10, ..Complete::default() });
+    receiving.hear(Want { bytes: 1 << 21 });
+    assert_eq!(receiving.error(), None);
+    receiving.on(ReceiverEvent::Queued { parcels: 1 });
+    receiving.hear(Want { bytes: 1 << 21 });
+    receiving.on(ReceiverEvent::Closed);
+    assert!(matches!(receiving.commands.last(), Some(ReceiverCommand::End { result: Ok(_), .. })));
+    let asked = receiving.commands.iter().any(|command| matches!(command, ReceiverCommand::Want { .. }));
+    assert!(!asked, "memory that nobody needs is not taken");
+}
+
 /// A mismatch is an error on both sides, in every single count.
 #[test]
 fn counts_that_do_not_agree_end_the_stream() {
@@ -579,6 +595,20 @@ fn a_long_text_is_cut_between_characters() {
         panic!("{:?}", receiving.commands);
     };
     assert_eq!(text, "äö");
+}
+
+/// The packer's largest target just fits what most gRPC libraries take, with the longest fields around it.
+#[test]
+fn the_largest_parcel_of_many_blobs_is_a_message_within_4_mib() {
+    let body = vec![0; crate::PackerOptions::TARGET_BYTES_MAX];
+    let parcel = Parcel::packed(Codec::None, body.len() as u32 / 4, body.len() as u64, body);
+    let mut sending = Sending::open(Profile::default());
+    sending.hear(Credit { bytes: parcel.cost(), parcels: 0 });
+    sending.on(SenderEvent::Parcel(parcel));
+    let Some(Kind::Parcel(parcel)) = sending.data() else { panic!("{:?}", sending.error()) };
+    let longest =
+        crate::messages::Parcel { sequence: u64::MAX, blob_count: u32::MAX, codec: i32::MAX, ..parcel };
+    assert!(message(longest).encoded_len() as u64 <= Limits::default().message_bytes_max);
 }
 
 /// A parcel that is too large for a message goes in frames, each within its limit, and arrives as it was.
