@@ -184,7 +184,7 @@ pub struct OperateRequest {
 /// refused with INVALID_ARGUMENT: a filter that is not understood must not match everything.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filter {
-    /// Such as bytes, items, idle_ms, state, invalid; docs/operations of the node lists them.
+    /// Such as bytes, items, idle_ms, state, invalid; docs/operations.md lists them.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(enumeration = "Relation", tag = "2")]
