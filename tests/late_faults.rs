@@ -18,7 +18,7 @@ fn key() -> Key {
 
 /// A slice of one mapped region, and its file.
 fn mapped(folder: &Path, guard: bool) -> (Cache, Lease, PathBuf) {
-    let cache = Cache::builder().spindle(folder.join("spindle")).memory(256 << 20);
+    let cache = Cache::builder().spindle(folder.join("spindle"), None).memory(256 << 20);
     let cache = cache.residence(Residence::Map).sigbus_guard(guard).open().unwrap();
     let mut plan = LoadPlan::new(Fingerprint::from_bytes([1; 32]));
     plan.regions = Some(1);

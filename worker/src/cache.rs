@@ -353,7 +353,13 @@ impl Snap {
         let regions = plan.regions.unwrap_or(self.core.regions_default);
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
-        let placed = place(spindles, first, regions, plan.expected_bytes).map_err(|refusals| {
+        let place = || place(spindles, first, regions, plan.expected_bytes);
+        let placed = place().or_else(|_| {
+            // Files whose last map has just gone may be on their way out.
+            self.core.warmth.reaper.settle();
+            place()
+        });
+        let placed = placed.map_err(|refusals| {
             self.entry.load_failed();
             LoadError::NoSpindle { key: key(), refusals }
         })?;
@@ -509,9 +515,7 @@ impl Snap {
         });
         let Some(hot) = hot else { return false };
         hot.drop_cache_too();
-        // Outside of the lock: unmapping takes a while.
-        HotSlice::give_up(hot, Instant::now() + EVICT_WAIT_MAX);
-        self.core.warmth.reaper.settle();
+        self.let_go(hot);
         true
     }
 
@@ -541,7 +545,19 @@ impl Snap {
         if let Some(manifest) = &manifest {
             remove_slice(&self.core.spindles, manifest, true)?;
         }
-        Ok(hot.is_some() || manifest.is_some())
+        let had = hot.is_some() || manifest.is_some();
+        drop(manifest); // It counts the files.
+        if let Some(hot) = hot {
+            self.let_go(hot);
+        }
+        Ok(had)
+    }
+
+    /// Gives up a slice outside of the entry's lock, since unmapping takes a while. Without leases all of it is gone
+    /// when this returns, unless a disk hangs.
+    fn let_go(&self, hot: Arc<HotSlice>) {
+        HotSlice::give_up(hot, Instant::now() + EVICT_WAIT_MAX);
+        self.core.warmth.reaper.settle();
     }
 }
 

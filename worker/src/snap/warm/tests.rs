@@ -7,21 +7,17 @@ use std::time::{Duration, Instant};
 use pelton_region_format::{Fingerprint, Key, crc32c};
 
 use super::*;
-use crate::cache::{Cache, CacheCore, Want};
+use crate::cache::{Cache, Want};
 use crate::config::IoEngine;
 use crate::scan::blobs::Blobs;
 use crate::scan::lease::{Lease, LeaseError};
 use crate::scan::patience::Impatience;
 use crate::scan::run::ScanError;
-use crate::scan::threads::ScanThreads;
 use crate::slice::parcel::ParcelBuilder;
 use crate::slice::plan::{Durability, LoadPlan};
 use crate::snap::entry::SnapState;
-use crate::snap::recovery::recover;
-use crate::spindle::engine::EngineKind;
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
-use crate::spindle::held::SpindlePlan;
-use crate::spindle::identity::NetworkFolders;
+use crate::spindle::health::HealthLimits;
 use crate::sys;
 
 fn key() -> Key {
@@ -30,38 +26,14 @@ fn key() -> Key {
 
 /// A cache on a real folder.
 fn cache(folder: &Path, residence: Residence, engine: IoEngine) -> Cache {
-    let builder = Cache::builder().spindle(folder.join("spindle")).memory(256 << 20).scan_threads(2);
+    let builder = Cache::builder().spindle(folder.join("spindle"), None).memory(256 << 20).scan_threads(2);
     builder.residence(residence).engine(engine).open().unwrap()
 }
 
 /// A cache on a disk that fails as told.
 fn sim_cache(folder: &Path, disk: &SimDisk, residence: Residence) -> Cache {
-    let plan = SpindlePlan {
-        impellers: 1,
-        depth: None,
-        queue_bytes_max: 64 << 20,
-        engine: EngineKind::Sim(disk.clone()),
-        network: NetworkFolders::Refuse,
-    };
-    let spindles = vec![Arc::new(Spindle::open(0, folder, &plan).unwrap())];
-    let mut recovered = recover(&spindles).unwrap();
-    let threads = Arc::new(ScanThreads::new(2, Vec::new()));
-    let slices = std::mem::take(&mut recovered.slices);
-    Cache::from_core(CacheCore::new(
-        spindles,
-        256 << 20,
-        64 << 20,
-        32 << 20,
-        Verify::WhenRead,
-        4 << 20,
-        threads,
-        residence,
-        false,
-        1,
-        slices,
-        recovered.next_load,
-        recovered.report,
-    ))
+    let builder = Cache::builder().spindle(folder, 1 << 30).memory(256 << 20).scan_threads(2).pin(false);
+    builder.residence(residence).open_on(vec![disk.clone()], HealthLimits::default()).unwrap()
 }
 
 /// Loads `mib` blobs of a MiB, each filled with its number.
