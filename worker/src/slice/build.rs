@@ -414,6 +414,7 @@ impl Writes {
         }
         let run = |op| site.spindle.impellers.run_in(site.lane, op, deadline);
         if self.space.asked() > self.offset {
+            // Gives back what was taken beyond: the length is this one already.
             run(Op::SetLength { file: self.file.clone(), bytes: self.offset })?;
         }
         run(Op::SyncData { file: self.file.clone() })?;

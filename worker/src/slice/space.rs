@@ -76,7 +76,7 @@ impl FileSpace {
         self.ahead = false;
     }
 
-    /// Up to where the disk may have given space: the file may be so long.
+    /// Up to where the disk may have given space.
     pub(crate) fn asked(&self) -> u64 {
         self.asked
     }

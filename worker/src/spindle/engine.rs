@@ -40,8 +40,9 @@ pub(crate) enum Op {
     CreateFile { path: PathBuf, mode: FileMode },
     /// Opens a file to read. Answers [`Outcome::File`].
     OpenFile { path: PathBuf, mode: FileMode },
-    /// Gives a file at least this length, and takes the space for it from the disk now. Never makes it
-    /// shorter. A file system that cannot take space ahead answers `Unsupported`; then go on without.
+    /// Takes the space for a file's first `bytes` from the disk now. Its length stays, so that writes behind its
+    /// end stay as fast as without; setting the length gives back what lies beyond. A file system that cannot
+    /// take space ahead answers `Unsupported`; then go on without.
     Allocate { file: Arc<SpindleFile>, bytes: u64 },
     /// Gives a file exactly this length.
     SetLength { file: Arc<SpindleFile>, bytes: u64 },

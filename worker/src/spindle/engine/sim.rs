@@ -765,9 +765,6 @@ impl State {
             file.allocated = bytes_paged;
             file.pages_beyond = file.pages_beyond.split_off(&(bytes_paged / PAGE));
         }
-        if bytes > file.length()? {
-            rustix::fs::ftruncate(&file.memory, bytes)?;
-        }
         Ok(())
     }
 

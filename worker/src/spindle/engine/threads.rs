@@ -159,7 +159,7 @@ fn allocate(file: &SpindleFile, bytes: u64) -> io::Result<()> {
         return Ok(()); // The kernel calls an empty range an error.
     }
     loop {
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
             Ok(()) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
