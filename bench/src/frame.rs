@@ -7,6 +7,7 @@
 //!
 //! What must stay true: a run whose answer is wrong is a failed case, never a figure; limit and
 //! subject take turns; nothing is timed while memory is slow to come (see [`Primer`]).
+mod gauge;
 mod knobs;
 mod machine;
 mod memory;
@@ -18,6 +19,7 @@ mod stopwatch;
 
 use std::io;
 
+pub(crate) use gauge::{Gauge, GaugeCase};
 pub(crate) use knobs::{Knobs, Setting, Size};
 pub(crate) use machine::machine;
 pub(crate) use memory::Memory;
@@ -80,6 +82,24 @@ impl Frame {
         let outcome = build().and_then(|mut pair| pairs::run(&case, &mut pair, self.runs, &mut self.primer));
         self.cases_failed += u32::from(outcome.is_err());
         self.report.row(Row { case, seed: self.seed, runs: self.runs, outcome })
+    }
+
+    /// Measures something else than speed, once, and prints its row.
+    ///
+    /// # Errors
+    /// Only if the row could not be written.
+    pub(crate) fn gauge(
+        &mut self,
+        case: GaugeCase,
+        measure: impl FnOnce() -> Result<Gauge, Failure>,
+    ) -> io::Result<()> {
+        if self.only.as_ref().is_some_and(|only| !case.name.contains(only.as_str())) {
+            return Ok(());
+        }
+        self.cases_run += 1;
+        let outcome = measure();
+        self.cases_failed += u32::from(outcome.is_err());
+        self.report.gauge(&case, self.seed, outcome)
     }
 
     /// Prints what stands below the table, and says whether every case passed.

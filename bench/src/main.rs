@@ -12,15 +12,23 @@
 //! are no timed tests); 1 if a run failed; 2 for wrong usage.
 #![forbid(unsafe_code)]
 
+mod disk;
+mod flip;
 mod frame;
+mod load;
 mod region;
+mod scan;
 mod tender;
+mod words;
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use clap::{Parser, ValueEnum};
 
+use crate::disk::Folder;
 use crate::frame::{Format, Frame, Knobs, Primer, Report, Setting, Size};
 
 /// One subcommand: takes its knobs first, then runs its cases.
@@ -52,6 +60,10 @@ struct Arguments {
     /// What the data is made from
     #[arg(long, value_name = "N", default_value_t = 7)]
     seed: u64,
+    /// Where the files of the benchmarks go, in a folder of their own that is removed at the end; beside
+    /// this program by default
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
     /// Print one JSON line for each case instead of the table, and everything else on stderr
     #[arg(long)]
     json: bool,
@@ -63,18 +75,28 @@ enum Which {
     Region,
     /// The tender's decision over many snaps, on one core
     Tender,
+    /// Scanning a slice, warm and cold
+    Scan,
+    /// Loading a slice: until scannable, until durable, from LZ4, and its memory
+    Load,
+    /// Letting go of a mapped slice and taking it up again
+    Flip,
     /// Every benchmark
     All,
 }
 
 impl Which {
-    fn benches(self, knobs: &mut Knobs) -> Vec<Box<dyn Bench>> {
+    fn benches(self, knobs: &mut Knobs, folder: &Rc<Folder>) -> Vec<Box<dyn Bench>> {
         match self {
             Which::Region => vec![Box::new(region::RegionBench::new(knobs))],
             Which::Tender => vec![Box::new(tender::TenderBench::new(knobs))],
-            Which::All => {
-                [Which::Region, Which::Tender].into_iter().flat_map(|which| which.benches(knobs)).collect()
-            }
+            Which::Scan => vec![Box::new(scan::ScanBench::new(knobs, folder.clone()))],
+            Which::Load => vec![Box::new(load::LoadBench::new(knobs, folder.clone()))],
+            Which::Flip => vec![Box::new(flip::FlipBench::new(knobs, folder.clone()))],
+            Which::All => [Which::Region, Which::Tender, Which::Scan, Which::Load, Which::Flip]
+                .into_iter()
+                .flat_map(|which| which.benches(knobs, folder))
+                .collect(),
         }
     }
 }
@@ -97,7 +119,16 @@ fn run(arguments: Arguments) -> io::Result<ExitCode> {
 
     let mut knobs = Knobs::new(size, arguments.settings);
     let primer = Primer::new(&mut knobs);
-    let benches = arguments.bench.benches(&mut knobs);
+    let folder = match Folder::new(arguments.folder.as_deref()) {
+        Ok(folder) => Rc::new(folder),
+        Err(error) => {
+            eprintln!(
+                "pelton-bench: could not make a folder for the files: {error}; choose one with --folder"
+            );
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let benches = arguments.bench.benches(&mut knobs, &folder);
     if let Err(error) = knobs.check() {
         eprintln!("pelton-bench: {error}");
         return Ok(ExitCode::from(2));
@@ -105,6 +136,7 @@ fn run(arguments: Arguments) -> io::Result<ExitCode> {
 
     let report = Report::new(format);
     report.say(frame::machine())?;
+    report.say(folder.describe())?;
     report.say(format!("seed {}, {} pairs of runs for each case", arguments.seed, arguments.runs))?;
     report.say(&knobs)?;
 

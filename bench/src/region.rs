@@ -12,7 +12,6 @@ mod encode;
 mod iterate;
 mod sample;
 mod verify;
-mod words;
 
 use std::io;
 use std::ops::RangeInclusive;

@@ -71,25 +71,42 @@ impl Failure {
     pub(crate) fn because(reason: impl Into<String>) -> Failure {
         Failure::Run(reason.into().into())
     }
-}
 
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Failure {
-        Failure::Run(error.into())
+    /// The message, and those of what caused it.
+    pub(crate) fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let Failure::Run(error) = self else { return text };
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
     }
 }
 
-impl From<pelton::FormatError> for Failure {
-    fn from(error: pelton::FormatError) -> Failure {
-        Failure::Run(error.into())
-    }
+/// A blanket impl would take in `Failure` itself.
+macro_rules! failure_from {
+    ($($error:ty),* $(,)?) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Failure {
+                Failure::Run(error.into())
+            }
+        }
+    )*};
 }
 
-impl From<pelton::EncodeError> for Failure {
-    fn from(error: pelton::EncodeError) -> Failure {
-        Failure::Run(error.into())
-    }
-}
+failure_from!(
+    io::Error,
+    pelton::FormatError,
+    pelton::EncodeError,
+    pelton::CacheError,
+    pelton::LoadError,
+    pelton::LeaseError,
+    pelton::ScanError,
+    pelton::DiskError,
+);
 
 /// What all runs of a case came to.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use super::gauge::{Gauge, GaugeCase};
 use super::pairs::{Answers, Case, Failure, Outcome};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +64,10 @@ impl Report {
         if let Err(failure) = &row.outcome {
             writeln!(
                 io::stderr(),
-                "pelton-bench: {} against {}: {failure}",
+                "pelton-bench: {} against {}: {}",
                 row.case.name,
-                row.case.against
+                row.case.against,
+                failure.in_full()
             )?;
         }
         match self.format {
@@ -81,6 +83,28 @@ impl Report {
             self.answers.push((format!("{} against {}", row.case.name, row.case.against), outcome.answers));
         }
         Ok(())
+    }
+
+    pub(crate) fn gauge(
+        &mut self,
+        case: &GaugeCase,
+        seed: u64,
+        outcome: Result<Gauge, Failure>,
+    ) -> io::Result<()> {
+        let gauge = match outcome {
+            Ok(gauge) => gauge,
+            Err(failure) => {
+                writeln!(io::stderr(), "pelton-bench: {}: {}", case.name, failure.in_full())?;
+                if self.format == Format::Table {
+                    writeln!(io::stdout(), "{:<24} {:<13} failed", case.name, case.against)?;
+                }
+                return Ok(());
+            }
+        };
+        match self.format {
+            Format::Table => writeln!(io::stdout(), "{}", gauge.line(case)),
+            Format::Json => writeln!(io::stdout(), "{}", gauge.json(case, seed)),
+        }
     }
 
     pub(crate) fn foot(&self) -> io::Result<()> {

@@ -8,8 +8,8 @@ use pelton::{BlobFragment, Header, Put, RegionDecoder, RegionEncoder};
 use pelton_region_format::BlockChecksum;
 
 use super::BLOB_BYTES;
-use super::words::{Words, sum_words};
 use crate::frame::{Answers, Failure, Memory, Pair, Stopwatch};
+use crate::words::{Words, sum_words};
 
 const BLOB: usize = BLOB_BYTES as usize;
 

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use pelton::{FormatError, RegionView};
 
 use super::sample::Sample;
-use super::words::sum_words;
 use crate::frame::{Answers, Failure, Pair, Stopwatch};
+use crate::words::sum_words;
 
 /// Both sides pass the whole body, and rates are in its bytes. The bare sum takes lengths and
 /// padding in, so the answers differ; each is compared with its own.

@@ -4,8 +4,8 @@ use std::ops::{Range, RangeInclusive};
 
 use pelton::{Header, PAGE_BYTES, Put, RegionEncoder, RegionView};
 
-use super::words::Words;
 use crate::frame::{Failure, Memory};
+use crate::words::Words;
 
 /// A sealed region as it would lie in a map or an image: page-aligned, warm.
 pub(super) struct Sample {

@@ -7,8 +7,8 @@ use std::ops::Range;
 use pelton::SectionKind;
 
 use super::sample::Sample;
-use super::words::sum_words;
 use crate::frame::{Answers, Failure, Pair, Stopwatch};
+use crate::words::sum_words;
 
 /// Calls `verify_block` for one block after the other.
 ///

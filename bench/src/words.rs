@@ -1,16 +1,16 @@
 //! Bytes from a seed, and the sum that stands for scanning them.
 
 /// An endless row of distinct words: splitmix64.
-pub(super) struct Words {
+pub(crate) struct Words {
     state: u64,
 }
 
 impl Words {
-    pub(super) fn new(seed: u64) -> Words {
+    pub(crate) fn new(seed: u64) -> Words {
         Words { state: seed }
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut word = self.state;
         word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -19,7 +19,7 @@ impl Words {
     }
 
     /// Fills the bytes and gives what [`sum_words`] should find in them, known from the words themselves.
-    pub(super) fn fill(&mut self, bytes: &mut [u8]) -> u64 {
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) -> u64 {
         let mut sum = 0u64;
         for chunk in bytes.chunks_mut(8) {
             let word = self.next();
@@ -42,7 +42,7 @@ const TURN_BYTES: usize = 512;
 /// Limit and subject share it, so what differs between them is only how they come by the bytes. The
 /// compiler makes vector instructions of it.
 #[inline]
-pub(super) fn sum_words(bytes: &[u8]) -> u64 {
+pub(crate) fn sum_words(bytes: &[u8]) -> u64 {
     let (turns, rest) = bytes.as_chunks::<TURN_BYTES>();
     if turns.is_empty() {
         return sum_few_words(rest);

@@ -1,0 +1,282 @@
+//! The least that anybody could do with a disk: moving bytes past the page cache, or plainly into it.
+//!
+//! Several threads with one transfer each stand for a queue: for transfers of some MiB that is as fast as a
+//! ring (`docs/performance.md`), and needs no unsafe code.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
+
+use crate::frame::{Failure, Memory};
+use crate::words::Words;
+
+const MIB: usize = 1 << 20;
+
+/// Plain writes have this many bytes.
+pub(crate) const PLAIN_BYTES: usize = 8 * MIB;
+
+/// How raw transfers are cut: this many at once, of this size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) threads: usize,
+    pub(crate) bytes: usize,
+}
+
+/// The shapes that are tried, before anything counts.
+const SHAPES: [Shape; 8] = [
+    Shape { threads: 1, bytes: 8 * MIB },
+    Shape { threads: 2, bytes: MIB },
+    Shape { threads: 2, bytes: 4 * MIB },
+    Shape { threads: 2, bytes: 8 * MIB },
+    Shape { threads: 4, bytes: MIB },
+    Shape { threads: 4, bytes: 4 * MIB },
+    Shape { threads: 4, bytes: 8 * MIB },
+    Shape { threads: 8, bytes: 4 * MIB },
+];
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {} MiB", self.threads, self.bytes / MIB)
+    }
+}
+
+impl Shape {
+    /// The shape in which `run` takes the least time, of two tries each.
+    pub(crate) fn best(mut run: impl FnMut(Shape) -> Result<(), Failure>) -> Result<Shape, Failure> {
+        let mut best = None;
+        for shape in SHAPES {
+            for _ in 0..2 {
+                let started = Instant::now();
+                run(shape)?;
+                let took = started.elapsed();
+                if best.is_none_or(|(_, least)| took < least) {
+                    best = Some((shape, took));
+                }
+            }
+        }
+        Ok(best.expect("there are shapes").0)
+    }
+}
+
+/// What stands at the start of each MiB of some files, added up: tells whether a raw transfer was whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks(pub(crate) u64);
+
+impl Marks {
+    /// Reads them one by one, through the page cache.
+    pub(crate) fn of(files: &[PathBuf]) -> io::Result<Marks> {
+        let mut marks = Marks::default();
+        for path in files {
+            let file = File::open(path)?;
+            // One page each, and none ahead.
+            rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+            let len = file.metadata()?.len();
+            for offset in (0..len).step_by(MIB) {
+                let mut word = [0; 8];
+                file.read_exact_at(&mut word, offset)?;
+                marks.0 = marks.0.wrapping_add(u64::from_le_bytes(word));
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Those that files have into which a source was written, by transfers of this size.
+    pub(crate) fn of_written(count: usize, file_bytes: u64, transfer_bytes: usize, source: &[u8]) -> Marks {
+        let steps = steps_of(std::iter::repeat_n(file_bytes, count), transfer_bytes);
+        Marks(
+            steps.fold(0, |sum, step| {
+                sum.wrapping_add(Marks::in_bytes(source_of(&step, file_bytes, source)).0)
+            }),
+        )
+    }
+
+    /// Those of a transfer that begins at a whole MiB.
+    fn in_bytes(bytes: &[u8]) -> Marks {
+        Marks(bytes.chunks(MIB).fold(0, |sum, mib| {
+            let word = mib.first_chunk().expect("files are whole pages");
+            sum.wrapping_add(u64::from_le_bytes(*word))
+        }))
+    }
+}
+
+/// Opens a file to be read past the page cache.
+pub(crate) fn open_direct(path: &Path) -> io::Result<File> {
+    Ok(direct(path, OFlags::RDONLY)?.into())
+}
+
+fn direct(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::DIRECT, mode) {
+        // Where O_DIRECT is refused the page cache is the only way, for us as for others.
+        Err(rustix::io::Errno::INVAL) => Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, mode)?),
+        opened => Ok(opened?),
+    }
+}
+
+/// Makes a new file with space for this many bytes.
+pub(crate) fn preallocate(path: &Path, bytes: u64) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes)?,
+        done => done?,
+    }
+    Ok(file)
+}
+
+/// Moves bytes past the page cache, with buffers that are there already.
+pub(crate) struct Raw {
+    shape: Shape,
+    buffers: Vec<Memory>,
+}
+
+impl Raw {
+    pub(crate) fn new(shape: Shape) -> io::Result<Raw> {
+        let mut buffers = Vec::new();
+        for number in 0..shape.threads {
+            let mut buffer = Memory::zeroed(shape.bytes)?;
+            Words::new(number as u64).fill(&mut buffer);
+            buffers.push(buffer);
+        }
+        Ok(Raw { shape, buffers })
+    }
+
+    /// Reads the files from front to back, and drops the bytes.
+    pub(crate) fn read(&mut self, files: &[File]) -> io::Result<Marks> {
+        let steps = steps(files, self.shape.bytes)?;
+        let next = AtomicUsize::new(0);
+        let (steps, next) = (&steps, &next);
+        let marks = std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .buffers
+                .iter_mut()
+                .map(|buffer| {
+                    scope.spawn(move || {
+                        let mut marks = 0u64;
+                        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            let bytes = &mut buffer[..step.len];
+                            files[step.file].read_exact_at(bytes, step.offset)?;
+                            marks = marks.wrapping_add(Marks::in_bytes(bytes).0);
+                        }
+                        io::Result::Ok(marks)
+                    })
+                })
+                .collect();
+            join(threads)
+        })?;
+        Ok(Marks(marks))
+    }
+
+    /// Writes the source into new files, from front to back, each with space for its share, and brings them to the disk.
+    /// The clock is the caller's; the files are made by [`preallocate`].
+    pub(crate) fn write(&self, paths: &[PathBuf], file_bytes: u64, source: &[u8]) -> io::Result<()> {
+        let files: Vec<File> =
+            paths.iter().map(|path| Ok(direct(path, OFlags::WRONLY)?.into())).collect::<io::Result<_>>()?;
+        let next = AtomicUsize::new(0);
+        let steps: Vec<Step> = steps_of(files.iter().map(|_| file_bytes), self.shape.bytes).collect();
+        let (files, steps, next) = (&files, &steps, &next);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.shape.threads)
+                .map(|_| {
+                    scope.spawn(move || {
+                        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            files[step.file]
+                                .write_all_at(source_of(step, file_bytes, source), step.offset)?;
+                        }
+                        io::Result::Ok(0)
+                    })
+                })
+                .collect();
+            join(threads)
+        })?;
+        files.iter().try_for_each(File::sync_data)
+    }
+}
+
+/// Writes the source into the files as a program does that thinks no more of it: one thread, 8 MiB at a time,
+/// through the page cache.
+pub(crate) fn plain_write(files: &[File], file_bytes: u64, source: &[u8]) -> io::Result<()> {
+    for step in steps_of(files.iter().map(|_| file_bytes), PLAIN_BYTES) {
+        files[step.file].write_all_at(source_of(&step, file_bytes, source), step.offset)?;
+    }
+    Ok(())
+}
+
+/// The stretch of the source that a step writes. A source smaller than the files is used again and again.
+fn source_of<'a>(step: &Step, file_bytes: u64, source: &'a [u8]) -> &'a [u8] {
+    let at = (step.file as u64 * file_bytes + step.offset) as usize % source.len();
+    // At the end of the source the stretch begins earlier instead of being split: they are bytes like others.
+    let at = at.min(source.len() - step.len);
+    &source[at..at + step.len]
+}
+
+/// One transfer.
+struct Step {
+    file: usize,
+    offset: u64,
+    len: usize,
+}
+
+fn steps(files: &[File], bytes: usize) -> io::Result<Vec<Step>> {
+    let lens: Vec<u64> = files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<_>>()?;
+    Ok(steps_of(lens.into_iter(), bytes).collect())
+}
+
+fn steps_of(lens: impl Iterator<Item = u64>, bytes: usize) -> impl Iterator<Item = Step> {
+    lens.enumerate().flat_map(move |(file, len)| {
+        (0..len).step_by(bytes).map(move |offset| Step {
+            file,
+            offset,
+            len: (len - offset).min(bytes as u64) as usize,
+        })
+    })
+}
+
+fn join(threads: Vec<std::thread::ScopedJoinHandle<'_, io::Result<u64>>>) -> io::Result<u64> {
+    let mut sum = 0u64;
+    for thread in threads {
+        sum = sum.wrapping_add(thread.join().expect("raw transfers do not panic")?);
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_raw_or_plainly_is_what_is_read_raw() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = Memory::zeroed(5 * MIB).unwrap();
+        Words::new(1).fill(&mut source);
+        let bytes = 9 * MIB as u64 + 8192;
+        for plain in [false, true] {
+            let paths: Vec<PathBuf> = (0..2).map(|n| folder.path().join(format!("{plain}-{n}"))).collect();
+            let files: Vec<File> = paths.iter().map(|path| preallocate(path, bytes).unwrap()).collect();
+            let source = if plain { &vec![7; 20 * MIB][..] } else { &source[..] };
+            match plain {
+                true => plain_write(&files, bytes, source).unwrap(),
+                false => {
+                    Raw::new(Shape { threads: 3, bytes: 2 * MIB })
+                        .unwrap()
+                        .write(&paths, bytes, source)
+                        .unwrap();
+                }
+            }
+            let marks = Marks::of(&paths).unwrap();
+            let transfer_bytes = if plain { PLAIN_BYTES } else { 2 * MIB };
+            assert_eq!(marks, Marks::of_written(2, bytes, transfer_bytes, source));
+            assert_ne!(marks, Marks::default());
+            for shape in SHAPES {
+                let files: Vec<File> = paths.iter().map(|path| open_direct(path).unwrap()).collect();
+                assert_eq!(Raw::new(shape).unwrap().read(&files).unwrap(), marks, "{shape}");
+            }
+        }
+    }
+}

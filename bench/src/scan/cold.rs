@@ -1,0 +1,104 @@
+//! Leasing and scanning a slice that is on the disk only, against the best raw read of its files.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pelton::{Durability, WritePath};
+
+use super::GIB;
+use crate::disk::{Blobs, Cold, Marks, Raw, Shape, Store, drop_cache, open_direct, sum_blobs};
+use crate::frame::{Answers, Failure, Frame, Pair, Stopwatch};
+
+/// How raw reads are cut: found by the first case that needs it, the same for all.
+#[derive(Default)]
+pub(super) struct ReadShape(Cell<Option<Shape>>);
+
+impl ReadShape {
+    fn of(&self, files: &[PathBuf]) -> Result<Shape, Failure> {
+        if let Some(shape) = self.0.get() {
+            return Ok(shape);
+        }
+        let opened = open_all(files)?;
+        let best = Shape::best(|shape| {
+            Raw::new(shape)?.read(&opened)?;
+            Ok(())
+        })?;
+        self.0.set(Some(best));
+        Ok(best)
+    }
+
+    pub(super) fn said(&self, frame: &Frame) -> io::Result<()> {
+        match self.0.get() {
+            Some(shape) => frame.say(&format!("raw reads: {shape} at once were the fastest")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One slice, whose files are dropped from the page cache before each run.
+pub(super) struct ColdScan {
+    store: Store,
+    raw: Raw,
+    files: Vec<PathBuf>,
+    bytes: u64,
+    expected: Answers,
+}
+
+impl ColdScan {
+    pub(super) fn new(
+        folder: &Path,
+        blobs: Blobs,
+        regions: Option<u32>,
+        shape: &ReadShape,
+    ) -> Result<ColdScan, Failure> {
+        let store = Store::open(folder, blobs.bytes() + blobs.bytes() / 8 + GIB)?;
+        let mut plan = Store::plan(WritePath::Direct, Durability::Wait);
+        plan.regions = regions;
+        let subject = store.load(plan, &blobs)?;
+        let files = store.files()?;
+        let expected = Answers { limit: Marks::of(&files)?.0, subject };
+        let raw = Raw::new(shape.of(&files)?)?;
+        let lens = files.iter().map(|path| Ok(path.metadata()?.len()));
+        let bytes = lens.sum::<io::Result<u64>>()?;
+        Ok(ColdScan { store, raw, files, bytes, expected })
+    }
+}
+
+impl Pair for ColdScan {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn expected(&self) -> Answers {
+        self.expected
+    }
+
+    fn limit(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+        drop_cache(&self.files)?;
+        let files = open_all(&self.files)?;
+        let cold = Cold::begin(self.bytes);
+        let marks = stopwatch.time(|| self.raw.read(&files))?;
+        cold.prove()?;
+        Ok(marks.0)
+    }
+
+    fn subject(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+        self.store.make_cold()?;
+        let cold = Cold::begin(self.bytes);
+        // The lease drops after the clock: letting go is nobody's wait.
+        let (lease, sum) = stopwatch.time(|| {
+            let lease = self.store.lease()?;
+            let sum = sum_blobs(&lease)?;
+            Ok::<_, Failure>((lease, sum))
+        })?;
+        drop(lease);
+        cold.prove()?;
+        Ok(sum)
+    }
+}
+
+fn open_all(files: &[PathBuf]) -> io::Result<Vec<File>> {
+    files.iter().map(|path| open_direct(path)).collect()
+}
