@@ -22,7 +22,7 @@ impl Pinned {
             let name = if pin { "pinned" } else { "free" };
             let store =
                 Store::open_with(&folder.join(name), 2 * blobs.bytes() + GIB, |builder| builder.pin(pin))?;
-            let sum = store.load(Store::plan(WritePath::Image, Durability::Background), &blobs)?;
+            let sum = store.load(Store::plan(WritePath::Image, Durability::Wait), &blobs)?;
             Ok::<_, Failure>((store.lease()?, sum))
         };
         let (free, _) = lease(false)?;

@@ -30,7 +30,7 @@ pub(super) struct WarmScan {
 impl WarmScan {
     pub(super) fn new(folder: &Path, blobs: Blobs, from: From) -> Result<WarmScan, Failure> {
         let store = Store::open(folder, 2 * blobs.bytes() + GIB)?;
-        let subject = store.load(Store::plan(WritePath::Image, Durability::Background), &blobs)?;
+        let subject = store.load(Store::plan(WritePath::Image, Durability::Wait), &blobs)?;
         if from == From::Map {
             store.evict()?;
         }

@@ -334,6 +334,11 @@ unsafe impl IoBytes for FrozenBytes {
         self
     }
 
+    /// They are an image's, and the image's budget has paid for them.
+    fn stays(&self) -> bool {
+        true
+    }
+
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
         self
     }

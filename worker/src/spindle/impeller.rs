@@ -726,6 +726,11 @@ impl fmt::Display for Abandoned {
 }
 
 fn weight_of(op: &Op) -> u64 {
+    if let Op::Write { bytes, .. } = op
+        && bytes.stays()
+    {
+        return OP_WEIGHT;
+    }
     op.bytes_held().max(OP_WEIGHT)
 }
 

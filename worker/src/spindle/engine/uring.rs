@@ -341,6 +341,12 @@ pub(crate) unsafe trait IoBytes: Send + 'static {
     /// The bytes.
     fn bytes(&self) -> &[u8];
 
+    /// Whether the memory stays when the operation is done, since somebody else has it too and pays for it.
+    /// Then a full queue is no reason to hold the submitter up: waiting would free nothing.
+    fn stays(&self) -> bool {
+        false
+    }
+
     /// Back to the type that its maker knows.
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }

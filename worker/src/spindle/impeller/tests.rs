@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use tempfile::TempDir;
 
 use super::*;
+use crate::region::arena::ImageWriter;
 use crate::spindle::engine::PageBuffer;
 use crate::spindle::file::{FileMode, SpindleFile};
 
@@ -162,6 +163,39 @@ fn the_queue_is_bounded_in_bytes() {
         completions.recv().unwrap();
     }
     assert_eq!(impellers.in_flight_bytes(), 0);
+}
+
+/// The memory of an image stays whatever the queue does, so a full queue holds up nobody who writes one: a
+/// slice can be scanned when its last blob has come, however far behind its disk is.
+#[test]
+fn pieces_of_an_image_do_not_wait_for_the_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let hang = Hang::new(&folder, "hang");
+    let impellers = start();
+    let (replies, completions) = replies();
+    let file = create(&impellers, &folder.path().join("a"));
+    hang.hold(&impellers, &replies);
+    let piece_bytes = 2 * MIB as usize;
+    let mut image = ImageWriter::new(piece_bytes, 12 * piece_bytes).unwrap();
+    // More than the queue takes of bytes that come back.
+    for tag in 0..10 {
+        image.piece().fill(tag as u8);
+        let bytes = Box::new(image.next_piece().unwrap());
+        let op = Op::Write { file: file.clone(), offset: tag * 2 * MIB, bytes, len: piece_bytes };
+        impellers.submit(Lane(0), op, replies.tag(tag), soon(0)).unwrap();
+    }
+    assert_eq!(impellers.in_flight_bytes(), 20 * MIB, "they are counted all the same");
+    hang.let_go();
+    for _ in 0..11 {
+        completions.recv().unwrap();
+    }
+    let written = fs::read(folder.path().join("a")).unwrap();
+    assert!(
+        written
+            .chunks(piece_bytes)
+            .enumerate()
+            .all(|(tag, bytes)| bytes.iter().all(|&byte| byte == tag as u8))
+    );
 }
 
 /// A piece larger than the whole queue still gets through, alone.
