@@ -19,6 +19,7 @@ use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::threads::ScanThreads;
 use crate::slice::build::{BuiltRegion, RegionBuild};
 use crate::slice::plan::LoadPlan;
+use crate::slice::scratch::Scratch;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
 use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_slice};
 pub(crate) use crate::snap::entry::Entry;
@@ -64,6 +65,8 @@ pub(crate) struct CacheCore {
     /// For scans that read from the disk.
     pub(crate) streams: StreamMemory,
     pub(crate) verify: Verify,
+    /// Room that parcels are inflated into, one after the other.
+    pub(crate) scratch: Scratch,
     pub(crate) piece_bytes: usize,
     pub(crate) image_bytes_max: usize,
     pub(crate) regions_default: u32,
@@ -77,6 +80,9 @@ pub(crate) struct CacheCore {
     closed: AtomicBool,
     recovery: RecoveryReport,
 }
+
+/// A parcel of 4 MiB for each of four producers: more at once are rarely inflated, and cost a little more.
+const SCRATCH_BYTES_MAX: u64 = 16 << 20;
 
 /// Which generation of a slice a lease is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -613,11 +619,13 @@ impl CacheCore {
             (key.clone(), Arc::new(Entry::new(key, Some(Arc::new(manifest)))))
         };
         let pieces = buffers / 2;
-        let budget = MemoryBudget::new(memory - pieces - streams, buffers - pieces);
+        let scratch = (buffers / 8).min(SCRATCH_BYTES_MAX);
+        let budget = MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces);
         CacheCore {
             warmth: Warmth::new(spindles.len(), residence, sigbus_guard, verify),
             spindles,
             pieces: MemoryBudget::new(pieces, pieces),
+            scratch: Scratch::new(scratch as usize),
             streams: StreamMemory {
                 rings: MemoryBudget::new(streams, streams),
                 ring_bytes: streams / scan_threads.count() as u64,

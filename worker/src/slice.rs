@@ -10,5 +10,6 @@ pub(crate) mod build;
 pub(crate) mod deal;
 pub(crate) mod parcel;
 pub(crate) mod plan;
+pub(crate) mod scratch;
 pub(crate) mod space;
 pub(crate) mod writer;

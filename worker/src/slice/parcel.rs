@@ -1,8 +1,10 @@
 //! A batch of blobs on its way into a slice.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 
 use pelton_region_format::BLOB_BYTES_MAX;
+
+use crate::slice::scratch::{Room, Scratch};
 
 /// How a parcel's body is packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,30 +62,41 @@ impl Parcel {
     }
 
     /// The blobs, inflated and checked: as many as it says, each within the body.
-    pub(crate) fn open(&self) -> Result<OpenParcel<'_>, ParcelError> {
-        let body: Cow<'_, [u8]> = match self.codec {
-            Codec::None => Cow::Borrowed(&self.body[..]),
-            Codec::Lz4 => {
-                let mut inflated = vec![0; self.inflated_bytes];
-                let len = lz4_flex::block::decompress_into(&self.body, &mut inflated)
-                    .map_err(|error| ParcelError::Codec { codec: "lz4", text: error.to_string() })?;
-                inflated.truncate(len);
-                Cow::Owned(inflated)
-            }
+    pub(crate) fn open<'a>(&'a self, scratch: &'a Scratch) -> Result<OpenParcel<'a>, ParcelError> {
+        let body = match self.codec {
+            Codec::None => Body::Inflated(&self.body),
+            Codec::Lz4 => self.inflate(scratch, |room| {
+                lz4_flex::block::decompress_into(&self.body, room)
+                    .map_err(|error| ParcelError::Codec { codec: "lz4", text: error.to_string() })
+            })?,
             #[cfg(feature = "zstd")]
-            Codec::Zstd => {
-                let mut inflated = vec![0; self.inflated_bytes];
-                let len = zstd::bulk::decompress_to_buffer(&self.body, &mut inflated)
-                    .map_err(|error| ParcelError::Codec { codec: "zstd", text: error.to_string() })?;
-                inflated.truncate(len);
-                Cow::Owned(inflated)
-            }
+            Codec::Zstd => self.inflate(scratch, |room| {
+                zstd::bulk::decompress_to_buffer(&self.body, room)
+                    .map_err(|error| ParcelError::Codec { codec: "zstd", text: error.to_string() })
+            })?,
         };
-        if body.len() != self.inflated_bytes {
-            return Err(ParcelError::InflatedBytes { found: body.len(), expected: self.inflated_bytes });
-        }
+        self.check_length(body.len())?;
         check_blobs(&body, self.blob_count)?;
         Ok(OpenParcel { body })
+    }
+
+    /// The room holds what an earlier parcel left there. So it is filled to its last byte, or the parcel is refused.
+    fn inflate<'a>(
+        &self,
+        scratch: &'a Scratch,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, ParcelError>,
+    ) -> Result<Body<'a>, ParcelError> {
+        let mut room = scratch.room(self.inflated_bytes);
+        let len = fill(room.bytes_mut())?;
+        self.check_length(len)?;
+        Ok(Body::InRoom(room))
+    }
+
+    fn check_length(&self, found: usize) -> Result<(), ParcelError> {
+        match found == self.inflated_bytes {
+            true => Ok(()),
+            false => Err(ParcelError::InflatedBytes { found, expected: self.inflated_bytes }),
+        }
     }
 }
 
@@ -109,7 +122,25 @@ fn check_blobs(body: &[u8], blob_count: u32) -> Result<(), ParcelError> {
 
 /// A parcel whose body is inflated and checked.
 pub(crate) struct OpenParcel<'a> {
-    body: Cow<'a, [u8]>,
+    body: Body<'a>,
+}
+
+enum Body<'a> {
+    /// As it came.
+    Inflated(&'a [u8]),
+    /// Inflated by us.
+    InRoom(Room<'a>),
+}
+
+impl Deref for Body<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Body::Inflated(bytes) => bytes,
+            Body::InRoom(room) => room,
+        }
+    }
 }
 
 impl OpenParcel<'_> {
@@ -268,7 +299,8 @@ mod tests {
     fn what_was_pushed_comes_out_whatever_the_codec() {
         for codec in codecs() {
             let parcel = sample().deflate(codec).unwrap();
-            let open = parcel.open().unwrap();
+            let scratch = Scratch::default();
+            let open = parcel.open(&scratch).unwrap();
             let blobs: Vec<&[u8]> = open.blobs().collect();
             assert_eq!(blobs, [&b"hello"[..], b"", &[7; 5000]], "{codec:?}");
             assert_eq!(parcel.inflated_bytes(), 5 + 5000 + 3 * 4);
@@ -278,6 +310,7 @@ mod tests {
     /// Every byte changed, every length cut: an error or other bytes, never a panic, never more memory.
     #[test]
     fn a_damaged_parcel_is_refused_or_stays_within_its_size() {
+        let scratch = Scratch::new(1 << 20);
         for codec in codecs() {
             let parcel = sample().deflate(codec).unwrap();
             for at in 0..parcel.body.len().min(300) {
@@ -285,11 +318,11 @@ mod tests {
                     let mut body = parcel.body.clone();
                     body[at] ^= change;
                     let damaged = Parcel::packed(codec, 3, parcel.inflated_bytes, body);
-                    if let Ok(open) = damaged.open() {
+                    if let Ok(open) = damaged.open(&scratch) {
                         assert_eq!(open.blobs().count(), 3);
                     }
                     let cut = Parcel::packed(codec, 3, parcel.inflated_bytes, parcel.body[..at].to_vec());
-                    assert!(cut.open().is_err());
+                    assert!(cut.open(&scratch).is_err());
                 }
             }
         }
@@ -303,10 +336,25 @@ mod tests {
             [(2, bytes), (4, bytes), (3, bytes - 1), (3, bytes + 1), (0, bytes), (u32::MAX, bytes)]
         {
             assert!(
-                Parcel::packed(Codec::None, count, inflated, body.clone()).open().is_err(),
+                Parcel::packed(Codec::None, count, inflated, body.clone()).open(&Scratch::default()).is_err(),
                 "{count} {inflated}"
             );
         }
-        assert!(Parcel::packed(Codec::None, 0, 0, vec![]).open().is_ok());
+        assert!(Parcel::packed(Codec::None, 0, 0, vec![]).open(&Scratch::default()).is_ok());
+    }
+
+    /// A parcel that says it is longer than it is gets nothing of the parcel before it.
+    #[test]
+    fn what_an_earlier_parcel_left_is_never_seen() {
+        let scratch = Scratch::new(1 << 20);
+        for codec in codecs().into_iter().filter(|codec| *codec != Codec::None) {
+            let mut secret = ParcelBuilder::default();
+            secret.push(&[0; 6000]).unwrap();
+            drop(secret.deflate(codec).unwrap().open(&scratch).unwrap());
+            let parcel = sample().deflate(codec).unwrap();
+            // What is left reads as blobs of no bytes: counts and lengths would be right.
+            let longer = Parcel::packed(codec, 4, parcel.inflated_bytes + 4, parcel.body.clone());
+            assert!(matches!(longer.open(&scratch), Err(ParcelError::InflatedBytes { .. })), "{codec:?}");
+        }
     }
 }

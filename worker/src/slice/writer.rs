@@ -222,7 +222,8 @@ impl SliceWriter {
                 source => LoadError::Memory { key: key(), source },
             },
         )?;
-        let open = parcel.open().map_err(|source| LoadError::Parcel { key: key(), source })?;
+        let open =
+            parcel.open(&self.core.scratch).map_err(|source| LoadError::Parcel { key: key(), source })?;
 
         let mut lots: Vec<Vec<&[u8]>> = vec![Vec::new(); self.regions.len()];
         let mut bytes = 0;
