@@ -16,4 +16,4 @@ pub(crate) use blobs::{Blobs, PackedParcel, Texture};
 pub(crate) use cold::{Cold, drop_cache};
 pub(crate) use folder::Folder;
 pub(crate) use raw::{Marks, PLAIN_BYTES, Raw, Shape, open_direct, plain_write, preallocate};
-pub(crate) use store::{Store, sum_blobs};
+pub(crate) use store::{Store, sum_blobs, sum_blobs_reported};

@@ -5,7 +5,7 @@
 //! | warm, from images or maps | a plain loop with the same sum over the same bytes, by as many pinned threads |
 //! | first scan after a load | the same scan of a slice that was scanned before |
 //! | pinned | the same scan by threads that are not tied to cores |
-//! | cold, lease and scan | the best raw read of the same files |
+//! | cold, lease and scan; also of a slice twice as large as the memory | the best raw read of the same files |
 mod cold;
 mod crew;
 mod first;
@@ -15,18 +15,21 @@ mod warm;
 use std::io;
 use std::rc::Rc;
 
-use pelton::WritePath;
+use pelton::{Reading, Verify, Way, WritePath};
 
 use crate::Bench;
 use crate::disk::{Blobs, Folder};
 use crate::frame::{Case, Frame, Knobs};
-use cold::{ColdScan, ReadShape};
+use cold::{ColdPlan, ColdScan, ReadShape};
 use first::FirstScan;
 use pinned::Pinned;
 use warm::{From, WarmScan};
 
 const BLOB: usize = 64 << 10;
 const GIB: u64 = 1 << 30;
+
+/// The least memory that a cache takes.
+const MEMORY_MIN: u64 = 64 << 20;
 
 /// Slices of some size, on the benchmark's folder.
 pub(crate) struct ScanBench {
@@ -74,16 +77,57 @@ impl Bench for ScanBench {
         }
         frame.case(case("pinned scan", "unpinned", None, 0), || Pinned::new(&folder("pins"), blobs(BLOB)))?;
 
+        self.cold(frame)
+    }
+}
+
+impl ScanBench {
+    fn cold(&self, frame: &mut Frame) -> io::Result<()> {
+        let folder = |name: &str| self.folder.join(&format!("scan-{}", name.replace([' ', ',', '>'], "-")));
+        let blobs = Blobs::filling(frame.seed(), self.slice_bytes, BLOB);
         let shape = ReadShape::default();
-        frame.case(case("cold map, verified", "raw read", Some(0.85), fresh_bytes), || {
-            ColdScan::new(&folder("cold"), blobs(BLOB), None, &shape)
-        })?;
+        let plan = ColdPlan {
+            blobs,
+            regions: None,
+            memory: 2 * self.slice_bytes + GIB,
+            reading: Reading::Memory,
+            verify: Verify::WhenRead,
+            way: Way::Map,
+        };
+        let in_memory = self.slice_bytes + self.slice_bytes / 16;
+        let stream = ColdPlan { reading: Reading::Stream, way: Way::Stream, ..plan };
+        for (name, plan, goal, fresh) in [
+            ("cold map, verified", plan, 0.85, in_memory),
+            ("cold map, not verified", ColdPlan { verify: Verify::Never, ..plan }, 0.9, in_memory),
+            ("cold stream, verified", stream, 0.85, 0),
+            ("cold stream, unverified", ColdPlan { verify: Verify::Never, ..stream }, 0.9, 0),
+        ] {
+            frame.case(case(name, "raw read", Some(goal), fresh), || {
+                ColdScan::new(&folder(name), plan, &shape)
+            })?;
+        }
+
+        let memory = (self.slice_bytes / 2).max(MEMORY_MIN);
+        let twice = ColdPlan {
+            blobs: Blobs { count: 2 * memory / BLOB as u64, ..blobs },
+            memory,
+            reading: Reading::Auto,
+            ..stream
+        };
+        let name = "twice the memory budget";
+        frame.case(case(name, "raw read", Some(0.8), 0), || ColdScan::new(&folder(name), twice, &shape))?;
+
         if self.large_region_bytes > 0 {
-            let blobs = Blobs::filling(seed, self.large_region_bytes, BLOB);
-            frame
-                .case(case("cold map, > 4 GiB region", "raw read", None, self.large_region_bytes), || {
-                    ColdScan::new(&folder("large"), blobs, Some(1), &shape)
+            let blobs = Blobs::filling(frame.seed(), self.large_region_bytes, BLOB);
+            let bytes = self.large_region_bytes;
+            let map = ColdPlan { blobs, regions: Some(1), memory: bytes + bytes / 8 + GIB, ..plan };
+            let stream = ColdPlan { reading: Reading::Stream, way: Way::Stream, ..map };
+            for (name, plan) in [("region > 4 GiB, map", map), ("region > 4 GiB, stream", stream)] {
+                let fresh = if plan.way == Way::Map { bytes } else { 0 };
+                frame.case(case(name, "raw read", None, fresh), || {
+                    ColdScan::new(&folder(name), plan, &shape)
                 })?;
+            }
         }
         shape.said(frame)
     }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use pelton::{
-    Cache, CacheBuilder, Durability, Fingerprint, FormatError, Key, Lease, LoadPlan, Parcel, SealedSlice,
-    Want, WritePath,
+    Blobs as Cursor, Cache, CacheBuilder, Durability, Fingerprint, FoldError, Key, Lease, LeaseOptions,
+    LoadPlan, Parcel, Reading, ScanOptions, ScanReport, SealedSlice, Want, WritePath,
 };
 
 use super::{Blobs, drop_cache};
@@ -92,6 +92,12 @@ impl Store {
         Ok(self.cache.lease(&self.key, Want::Latest, None)?)
     }
 
+    pub(crate) fn lease_reading(&self, reading: Reading) -> Result<Lease, Failure> {
+        let mut options = LeaseOptions::default();
+        options.reading = reading;
+        Ok(self.cache.lease_with(&self.key, &options)?)
+    }
+
     /// Waits for the disk, then lets the slice's memory go, but not what the page cache holds of its files.
     pub(crate) fn evict(&self) -> Result<(), Failure> {
         self.cache.sync();
@@ -139,11 +145,16 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 
 /// Scans a slice by the cache's threads, with the sum that stands for work.
 pub(crate) fn sum_blobs(lease: &Lease) -> Result<u64, Failure> {
-    let fold = |blobs: &mut pelton::BlobCursor<'_>, sum: &mut u64| -> Result<(), FormatError> {
+    Ok(sum_blobs_reported(lease)?.0)
+}
+
+/// The same, and how it went.
+pub(crate) fn sum_blobs_reported(lease: &Lease) -> Result<(u64, ScanReport), Failure> {
+    let fold = |blobs: &mut Cursor<'_>, sum: &mut u64| -> Result<(), FoldError> {
         while let Some(blob) = blobs.next()? {
             *sum = sum.wrapping_add(sum_words(blob));
         }
         Ok(())
     };
-    Ok(lease.scan(fold, u64::wrapping_add)?)
+    Ok(lease.scan_with(ScanOptions::default(), fold, u64::wrapping_add)?)
 }

@@ -104,6 +104,7 @@ failure_from!(
     pelton::CacheError,
     pelton::LoadError,
     pelton::LeaseError,
+    pelton::RegionError,
     pelton::ScanError,
     pelton::DiskError,
 );

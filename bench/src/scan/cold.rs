@@ -5,10 +5,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pelton::{Durability, WritePath};
+use pelton::{Durability, Reading, Verify, Way, WritePath};
 
-use super::GIB;
-use crate::disk::{Blobs, Cold, Marks, Raw, Shape, Store, drop_cache, open_direct, sum_blobs};
+use crate::disk::{Blobs, Cold, Marks, Raw, Shape, Store, drop_cache, open_direct, sum_blobs_reported};
 use crate::frame::{Answers, Failure, Frame, Pair, Stopwatch};
 
 /// How raw reads are cut: found by the first case that needs it, the same for all.
@@ -37,8 +36,22 @@ impl ReadShape {
     }
 }
 
+/// What is scanned, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ColdPlan {
+    pub(super) blobs: Blobs,
+    /// One for each scan thread if nothing is said.
+    pub(super) regions: Option<u32>,
+    pub(super) memory: u64,
+    pub(super) reading: Reading,
+    pub(super) verify: Verify,
+    /// How the scan must have read, by its own report.
+    pub(super) way: Way,
+}
+
 /// One slice, whose files are dropped from the page cache before each run.
 pub(super) struct ColdScan {
+    plan: ColdPlan,
     store: Store,
     raw: Raw,
     files: Vec<PathBuf>,
@@ -47,22 +60,17 @@ pub(super) struct ColdScan {
 }
 
 impl ColdScan {
-    pub(super) fn new(
-        folder: &Path,
-        blobs: Blobs,
-        regions: Option<u32>,
-        shape: &ReadShape,
-    ) -> Result<ColdScan, Failure> {
-        let store = Store::open(folder, blobs.bytes() + blobs.bytes() / 8 + GIB)?;
-        let mut plan = Store::plan(WritePath::Direct, Durability::Wait);
-        plan.regions = regions;
-        let subject = store.load(plan, &blobs)?;
+    pub(super) fn new(folder: &Path, plan: ColdPlan, shape: &ReadShape) -> Result<ColdScan, Failure> {
+        let store = Store::open_with(folder, plan.memory, |builder| builder.verify(plan.verify))?;
+        let mut load = Store::plan(WritePath::Direct, Durability::Wait);
+        load.regions = plan.regions;
+        let subject = store.load(load, &plan.blobs)?;
         let files = store.files()?;
         let expected = Answers { limit: Marks::of(&files)?.0, subject };
         let raw = Raw::new(shape.of(&files)?)?;
         let lens = files.iter().map(|path| Ok(path.metadata()?.len()));
         let bytes = lens.sum::<io::Result<u64>>()?;
-        Ok(ColdScan { store, raw, files, bytes, expected })
+        Ok(ColdScan { plan, store, raw, files, bytes, expected })
     }
 }
 
@@ -88,12 +96,16 @@ impl Pair for ColdScan {
         self.store.make_cold()?;
         let cold = Cold::begin(self.bytes);
         // The lease drops after the clock: letting go is nobody's wait.
-        let (lease, sum) = stopwatch.time(|| {
-            let lease = self.store.lease()?;
-            let sum = sum_blobs(&lease)?;
-            Ok::<_, Failure>((lease, sum))
+        let (lease, (sum, report)) = stopwatch.time(|| {
+            let lease = self.store.lease_reading(self.plan.reading)?;
+            let summed = sum_blobs_reported(&lease)?;
+            Ok::<_, Failure>((lease, summed))
         })?;
         drop(lease);
+        if let Some(region) = report.regions.iter().find(|region| region.way != self.plan.way) {
+            let (found, expected) = (region.way, self.plan.way);
+            return Err(Failure::because(format!("a region was read as {found:?}, not {expected:?}")));
+        }
         cold.prove()?;
         Ok(sum)
     }

@@ -35,7 +35,7 @@ impl WarmScan {
             store.evict()?;
         }
         let lease = store.lease()?;
-        let regions: Vec<RegionHandle> = (0..lease.region_count()).filter_map(|n| lease.region(n)).collect();
+        let regions = (0..lease.region_count()).map(|n| lease.region(n)).collect::<Result<Vec<_>, _>>()?;
         // The plain loop sums headers, lengths and padding too: one thread finds once what many should find.
         let limit = regions.iter().fold(0u64, |sum, region| sum.wrapping_add(sum_words(region)));
         Ok(WarmScan { lease, regions, crew: Crew::new(), expected: Answers { limit, subject } })
