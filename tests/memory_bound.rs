@@ -17,7 +17,7 @@ const BESIDE: u64 = 64 * MIB;
 #[test]
 fn a_load_takes_its_budget_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::builder().memory(BUDGET).spindle(folder.path().join("s")).open().unwrap();
+    let cache = Cache::builder().memory(BUDGET).spindle(folder.path().join("s"), None).open().unwrap();
     let (peak, done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {

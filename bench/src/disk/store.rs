@@ -14,6 +14,9 @@ use super::{Blobs, drop_cache};
 use crate::frame::Failure;
 use crate::words::sum_words;
 
+/// More than any case writes: what the disk has is what counts.
+const CAPACITY: u64 = 1 << 40;
+
 /// Our cache, and the key of the slice that the cases load, scan and let go.
 pub(crate) struct Store {
     cache: Cache,
@@ -33,7 +36,7 @@ impl Store {
         memory: u64,
         set_up: impl FnOnce(CacheBuilder) -> CacheBuilder,
     ) -> Result<Store, Failure> {
-        let builder = Cache::builder().memory(memory).spindle(folder);
+        let builder = Cache::builder().memory(memory).spindle(folder, CAPACITY);
         let cache = set_up(builder).open()?;
         let key = Key::new("bench", "slice", 1, 0).expect("these are names");
         Ok(Store { cache, key, folder: folder.to_owned() })
@@ -100,7 +103,7 @@ impl Store {
 
     /// Waits for the disk, then lets the slice's memory go, but not what the page cache holds of its files.
     pub(crate) fn evict(&self) -> Result<(), Failure> {
-        self.cache.sync();
+        self.cache.sync(None)?;
         if !self.cache.snap(&self.key).evict() {
             return Err(Failure::because("the slice could not be evicted: nothing of it was in memory"));
         }
@@ -109,14 +112,14 @@ impl Store {
 
     /// Lets the slice's memory go if it has some, and the page cache of its files.
     pub(crate) fn make_cold(&self) -> Result<(), Failure> {
-        self.cache.sync();
+        self.cache.sync(None)?;
         self.cache.snap(&self.key).evict();
         Ok(drop_cache(&self.files()?)?)
     }
 
     /// Lets go of the slice, files and all.
     pub(crate) fn flush(&self) -> Result<(), Failure> {
-        self.cache.sync();
+        self.cache.sync(None)?;
         self.cache.snap(&self.key).flush()?;
         Ok(())
     }

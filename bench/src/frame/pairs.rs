@@ -107,6 +107,7 @@ failure_from!(
     pelton::RegionError,
     pelton::ScanError,
     pelton::DiskError,
+    pelton::SyncError,
 );
 
 /// What all runs of a case came to.
