@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use pelton::{Durability, Lease, WritePath};
+use pelton::{Durability, Lease, Residence, WritePath};
 
 use crate::Bench;
 use crate::disk::{Blobs, Folder, Store, sum_blobs};
@@ -61,7 +61,8 @@ struct Flip {
 
 impl Flip {
     fn new(folder: &std::path::Path, blobs: Blobs, regions: u32) -> Result<Flip, Failure> {
-        let store = Store::open(folder, 2 * blobs.bytes() + GIB)?;
+        let store =
+            Store::open_with(folder, 2 * blobs.bytes() + GIB, |builder| builder.residence(Residence::Map))?;
         let mut plan = Store::plan(WritePath::Direct, Durability::Wait);
         plan.regions = Some(regions);
         let sum = store.load(plan, &blobs)?;
@@ -97,7 +98,10 @@ impl Pair for Flip {
         let lease = stopwatch.time(|| {
             drop(before);
             self.store.evict()?;
-            self.store.lease()
+            let lease = self.store.lease()?;
+            // A lease is given before all is mapped. A region is handed out when it is.
+            (0..lease.region_count()).try_for_each(|n| lease.region(n, None).map(drop))?;
+            Ok::<_, Failure>(lease)
         })?;
         let sum = sum_blobs(&lease)?;
         self.lease = Some(lease);

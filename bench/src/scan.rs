@@ -15,7 +15,7 @@ mod warm;
 use std::io;
 use std::rc::Rc;
 
-use pelton::{Reading, Verify, Way, WritePath};
+use pelton::{Reading, Residence, Verify, Way, WritePath};
 
 use crate::Bench;
 use crate::disk::{Blobs, Folder};
@@ -90,15 +90,19 @@ impl ScanBench {
             blobs,
             regions: None,
             memory: 2 * self.slice_bytes + GIB,
+            residence: Residence::Map,
             reading: Reading::Memory,
             verify: Verify::WhenRead,
             way: Way::Map,
         };
         let in_memory = self.slice_bytes + self.slice_bytes / 16;
+        let image = ColdPlan { residence: Residence::Image, way: Way::Image, ..plan };
         let stream = ColdPlan { reading: Reading::Stream, way: Way::Stream, ..plan };
         for (name, plan, goal, fresh) in [
             ("cold map, verified", plan, 0.85, in_memory),
-            ("cold map, not verified", ColdPlan { verify: Verify::Never, ..plan }, 0.9, in_memory),
+            ("cold map, unverified", ColdPlan { verify: Verify::Never, ..plan }, 0.9, in_memory),
+            ("cold image, verified", image, 0.85, in_memory),
+            ("cold image, unverified", ColdPlan { verify: Verify::Never, ..image }, 0.9, in_memory),
             ("cold stream, verified", stream, 0.85, 0),
             ("cold stream, unverified", ColdPlan { verify: Verify::Never, ..stream }, 0.9, 0),
         ] {

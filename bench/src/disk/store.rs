@@ -104,7 +104,7 @@ impl Store {
     /// Waits for the disk, then lets the slice's memory go, but not what the page cache holds of its files.
     pub(crate) fn evict(&self) -> Result<(), Failure> {
         self.cache.sync(None)?;
-        if !self.cache.snap(&self.key).evict() {
+        if !self.cache.snap(&self.key).evict_keeping_cache() {
             return Err(Failure::because("the slice could not be evicted: nothing of it was in memory"));
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::words::Words;
 const SOURCE_BYTES: u64 = 256 << 20;
 
 /// What is written to find the best shape.
-const TRIAL_BYTES: u64 = GIB;
+const TRIAL_BYTES: u64 = GIB / 2;
 
 /// How raw writes are cut: found by the first case, the same for both.
 #[derive(Default)]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pelton::{Durability, Reading, Verify, Way, WritePath};
+use pelton::{Durability, Reading, Residence, Verify, Way, WritePath};
 
 use crate::disk::{Blobs, Cold, Marks, Raw, Shape, Store, drop_cache, open_direct, sum_blobs_reported};
 use crate::frame::{Answers, Failure, Frame, Pair, Stopwatch};
@@ -19,7 +19,7 @@ impl ReadShape {
         if let Some(shape) = self.0.get() {
             return Ok(shape);
         }
-        let opened = open_all(files)?;
+        let opened = open_all(&files[..1])?;
         let best = Shape::best(|shape| {
             Raw::new(shape)?.read(&opened)?;
             Ok(())
@@ -43,6 +43,7 @@ pub(super) struct ColdPlan {
     /// One for each scan thread if nothing is said.
     pub(super) regions: Option<u32>,
     pub(super) memory: u64,
+    pub(super) residence: Residence,
     pub(super) reading: Reading,
     pub(super) verify: Verify,
     /// How the scan must have read, by its own report.
@@ -61,7 +62,9 @@ pub(super) struct ColdScan {
 
 impl ColdScan {
     pub(super) fn new(folder: &Path, plan: ColdPlan, shape: &ReadShape) -> Result<ColdScan, Failure> {
-        let store = Store::open_with(folder, plan.memory, |builder| builder.verify(plan.verify))?;
+        let store = Store::open_with(folder, plan.memory, |builder| {
+            builder.verify(plan.verify).residence(plan.residence)
+        })?;
         let mut load = Store::plan(WritePath::Direct, Durability::Wait);
         load.regions = plan.regions;
         let subject = store.load(load, &plan.blobs)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pelton::{Durability, Lease, RegionHandle, WritePath};
+use pelton::{Durability, Lease, RegionHandle, Residence, WritePath};
 
 use super::GIB;
 use super::crew::Crew;
@@ -29,13 +29,15 @@ pub(super) struct WarmScan {
 
 impl WarmScan {
     pub(super) fn new(folder: &Path, blobs: Blobs, from: From) -> Result<WarmScan, Failure> {
-        let store = Store::open(folder, 2 * blobs.bytes() + GIB)?;
+        let store =
+            Store::open_with(folder, 2 * blobs.bytes() + GIB, |builder| builder.residence(Residence::Map))?;
         let subject = store.load(Store::plan(WritePath::Image, Durability::Wait), &blobs)?;
         if from == From::Map {
             store.evict()?;
         }
         let lease = store.lease()?;
-        let regions = (0..lease.region_count()).map(|n| lease.region(n)).collect::<Result<Vec<_>, _>>()?;
+        let regions =
+            (0..lease.region_count()).map(|n| lease.region(n, None)).collect::<Result<Vec<_>, _>>()?;
         // The plain loop sums headers, lengths and padding too: one thread finds once what many should find.
         let limit = regions.iter().fold(0u64, |sum, region| sum.wrapping_add(sum_words(region)));
         Ok(WarmScan { lease, regions, crew: Crew::new(), expected: Answers { limit, subject } })
