@@ -218,7 +218,7 @@ fn a_reslice_replaces_the_slice_while_old_leases_go_on() {
     assert!(matches!(cache.lease(&key, wanted, None), Err(LeaseError::OtherFingerprint { .. })));
     // One manifest and the new regions: nothing of the old slice is left on the disks.
     assert_eq!(files_below(folder.path()).len(), 1 + 3);
-    cache.snap(&key).flush().unwrap();
+    cache.snap(&key).flush(None).unwrap();
     assert_eq!(files_below(folder.path()).len(), 0);
 }
 
@@ -390,7 +390,7 @@ fn a_slice_larger_than_memory_is_streamed_when_leased() {
         assert!(scan(&lease) == expected, "and again");
         assert_eq!(small.snap(&key).status().state, SnapState::Warm);
         // The files may go: what is leased can be read to the end.
-        small.snap(&key).flush().unwrap();
+        small.snap(&key).flush(None).unwrap();
         assert_eq!(files_below(folder.path()).len(), 0);
         assert!(scan(&lease) == expected, "after a flush");
     }

@@ -88,7 +88,7 @@ fn what_was_not_announced_is_refused_where_the_capacity_ends() {
         assert!(said.contains("spindle-0") && said.contains("of its 48.0 MiB"), "{said}");
         let status = &cache.spindles()[0];
         assert_eq!((status.used, status.reserved, status.state), (0, 0, HealthState::Ok), "{write_path:?}");
-        cache.snap(&"test/a@1#0".parse().unwrap()).flush().unwrap();
+        cache.snap(&"test/a@1#0".parse().unwrap()).flush(None).unwrap();
         load(&cache, "test/a@1#0", 40, plan).unwrap();
         assert_eq!(used(&cache), [file_bytes(&cache)], "{write_path:?}");
     }
@@ -117,7 +117,7 @@ fn an_unlinked_file_counts_until_its_last_map_is_gone() {
     assert!(cache.snap(&key).evict());
     let lease = cache.lease(&key, Want::Latest, None).unwrap();
     let before = used(&cache);
-    assert!(cache.snap(&key).flush().unwrap());
+    assert!(cache.snap(&key).flush(None).unwrap());
     assert_eq!(used(&cache), before, "the lease maps it");
     let error = load(&cache, "test/b@1#0", 1, plan(Some(40))).unwrap_err();
     assert!(matches!(error, LoadError::NoSpindle { .. }), "{error}");
@@ -151,7 +151,7 @@ fn a_restart_counts_what_is_there_and_a_smaller_capacity_keeps_it() {
     assert_eq!((used(&cache), cache.spindles()[0].free), (before, 0));
     assert!(load(&cache, "test/b@1#0", 1, plan(None)).is_err());
     cache.lease(&"test/a@1#0".parse().unwrap(), Want::Latest, None).unwrap();
-    cache.snap(&"test/a@1#0".parse().unwrap()).flush().unwrap();
+    cache.snap(&"test/a@1#0".parse().unwrap()).flush(None).unwrap();
     load(&cache, "test/b@1#0", 5, plan(None)).unwrap();
 }
 

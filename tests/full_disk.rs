@@ -62,10 +62,10 @@ fn a_load_that_does_not_fit_on_its_disk_fails_clearly_and_the_next_one_works() {
                 lease.partitions().map(|p| p.fold(|blobs, n: &mut u64| count(blobs, n)).unwrap()).sum();
             assert_eq!(blobs, 100);
         }
-        cache.snap(&key).flush().unwrap();
+        cache.snap(&key).flush(None).unwrap();
         load(&cache, &key, 10, write_path).unwrap();
         assert!(cache.snap(&key).status().durable);
-        cache.snap(&key).flush().unwrap();
+        cache.snap(&key).flush(None).unwrap();
         assert_eq!(regions_below(&spindle), 0);
     }
 }
@@ -102,7 +102,7 @@ fn a_disk_that_somebody_else_fills_is_named_with_its_own_words() {
         assert_eq!(regions_below(&spindle), 0);
         std::fs::remove_file(&filler).unwrap();
         load(&cache, &key, 60, WritePath::Direct).unwrap();
-        cache.snap(&key).flush().unwrap();
+        cache.snap(&key).flush(None).unwrap();
         let status = &cache.spindles()[0];
         assert_eq!((status.used, status.reserved, status.state), (0, 0, HealthState::Ok), "{status:?}");
     }

@@ -85,7 +85,7 @@ fn child_scans_a_file_that_is_cut() {
         (0..3).all(|_| matches!(sum(&lease), Err(ScanError::Lost { .. } | ScanError::Damaged { .. })));
     // Nothing but that slice has failed: it can be loaded again.
     drop(lease);
-    cache.snap(&key()).flush().unwrap();
+    cache.snap(&key()).flush(None).unwrap();
     drop(cache);
     let (_cache, lease, _) = mapped(&folder, true);
     std::process::exit(if fails && sum(&lease).is_ok() { 42 } else { 1 });

@@ -33,7 +33,7 @@ fn a_load_takes_its_budget_and_no_more() {
         {
             let key = Key::new("test", "memory", 1, number as u32).unwrap();
             load(&cache, &key, write_path);
-            cache.snap(&key).flush().unwrap();
+            cache.snap(&key).flush(None).unwrap();
         }
     });
     let peak = peak.into_inner();

@@ -205,7 +205,7 @@ fn every_form_of_scan_returns_what_was_loaded() {
             cache.snap(&key).evict();
             let map = lease(&cache, &key, Reading::Auto);
             check_forms(&map, &expected, Way::Map, &named(Way::Map));
-            cache.snap(&key).flush().unwrap();
+            cache.snap(&key).flush(None).unwrap();
             assert_eq!(region_files(folder.path()).len(), 0);
             assert!(stream.scan(collect, join).unwrap() == expected, "flushed, {}", named(Way::Stream));
             assert!(map.scan(collect, join).unwrap() == expected, "flushed, {}", named(Way::Map));

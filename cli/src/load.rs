@@ -244,7 +244,7 @@ fn is_there(cache: &Cache, target: &Target, keys: &[Key], fingerprint: Fingerpri
 fn remove_others(cache: &Cache, target: &Target, keys: &[Key]) -> Result<(), Failure> {
     for status in cache.search(&target.pattern()) {
         if !keys.contains(&status.key) {
-            cache.snap(&status.key).flush().map_err(|error| Failure::cache(&error))?;
+            cache.snap(&status.key).flush(None).map_err(|error| Failure::cache(&error))?;
         }
     }
     Ok(())

@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
 use crate::budget::memory::{MemoryBudget, MemoryUse};
 use crate::builder::CacheBuilder;
 use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, UnderWay, close_spindles};
+use crate::cache::told::{Told, outcome};
 use crate::config::Verify;
+use crate::events::{Event, EventHub, Events, reason};
 use crate::region::residence::Residence;
 use crate::region::smaps::large_page_bytes;
 use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
+use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
 use crate::slice::build::{BuiltRegion, RegionBuild};
 use crate::slice::plan::LoadPlan;
@@ -34,8 +36,10 @@ use crate::spindle::health::HealthState;
 use crate::spindle::held::{Spindle, share_disk};
 use crate::spindle::impeller::Lane;
 use crate::spindle::placement::place;
+use crate::waits::{Pending, Waits};
 
 pub(crate) mod close;
+mod told;
 
 /// How long dropping the last handle waits for slices that are on their way to the disk.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -48,6 +52,17 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Cache {
     core: Arc<CacheCore>,
+    _handles: Arc<Handles>,
+}
+
+/// What dropping the last handle waits for, though snaps and open loads may live on: operations that were
+/// cancelled, and that still have hold of the cache.
+struct Handles(Arc<Waits>);
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        self.0.settle(Instant::now() + DROP_WAIT_MAX);
+    }
 }
 
 /// How long an evict waits for the last step of what was on its way into memory.
@@ -78,6 +93,9 @@ pub(crate) struct CacheCore {
     commits: Arc<Commits>,
     /// Set once, by closing; read by whoever opens a load.
     closed: AtomicBool,
+    pub(crate) events: Arc<EventHub>,
+    /// For operations as futures.
+    pub(crate) waits: Arc<Waits>,
     recovery: RecoveryReport,
 }
 
@@ -100,6 +118,27 @@ pub enum Want {
 pub struct Snap {
     core: Arc<CacheCore>,
     entry: Arc<Entry>,
+}
+
+/// Why a slice was not flushed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// A load, a commit or a warming was under way all the time. Nothing has changed: try again.
+    #[error("{key} was not at rest in time to be flushed")]
+    Late {
+        /// The slice.
+        key: Key,
+    },
+    /// The disk refused, or did not answer in time. The slice is gone from the cache; if it is still named by its
+    /// manifest, the next start finds it again.
+    #[error("the files of {key} could not be removed")]
+    Disk {
+        /// The slice.
+        key: Key,
+        /// What the disk said.
+        source: DiskError,
+    },
 }
 
 /// What a snap is and holds, at one moment.
@@ -129,7 +168,7 @@ impl Cache {
     }
 
     pub(crate) fn from_core(core: CacheCore) -> Cache {
-        Cache { core: Arc::new(core) }
+        Cache { _handles: Arc::new(Handles(core.waits.clone())), core: Arc::new(core) }
     }
 
     #[cfg(test)]
@@ -169,6 +208,27 @@ impl Cache {
     /// [`LeaseError`].
     pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
         self.snap(key).lease_with(options)
+    }
+
+    /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
+    pub fn lease_async(
+        &self,
+        key: &Key,
+        want: Want,
+        deadline: Option<Instant>,
+    ) -> Pending<Result<Lease, LeaseError>> {
+        self.snap(key).lease_async(want, deadline)
+    }
+
+    /// [`Self::lease_with`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
+    pub fn lease_async_with(&self, key: &Key, options: &LeaseOptions) -> Pending<Result<Lease, LeaseError>> {
+        self.snap(key).lease_async_with(options)
+    }
+
+    /// Listens to what happens from now on. The cache waits for no listener: one that does not take its events
+    /// loses the oldest beyond 1024, and can ask how many.
+    pub fn events(&self) -> Events {
+        self.core.events.listen()
     }
 
     /// What was found on the spindles when the cache was opened.
@@ -243,13 +303,15 @@ impl Cache {
     /// # Errors
     /// [`SyncError`]
     pub fn sync(&self, deadline: Option<Instant>) -> Result<(), SyncError> {
-        let keys = self.core.commits.wait(deadline);
-        let failures = self.core.commits.take_failed();
-        match (failures.is_empty(), keys.is_empty()) {
-            (false, _) => Err(SyncError::Failed { failures }),
-            (true, false) => Err(SyncError::Late { keys }),
-            (true, true) => Ok(()),
-        }
+        self.core.sync(&Patience::until(deadline))
+    }
+
+    /// [`Self::sync`] as a future. Dropping it waits no longer, and nothing has been told.
+    pub fn sync_async(&self, deadline: Option<Instant>) -> Pending<Result<(), SyncError>> {
+        let core = self.core.clone();
+        self.core
+            .waits
+            .start(move |cancel| core.sync(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
     }
 
     /// Closes the cache, also for other handles: takes no more loads, waits for slices on their way to the disk,
@@ -259,15 +321,16 @@ impl Cache {
     /// # Errors
     /// [`CloseError`] says what did not get to the disk, and which threads a hung disk keeps.
     pub fn close(self, deadline: Option<Instant>) -> Result<(), CloseError> {
-        self.core.closed.store(true, Ordering::Relaxed);
-        let unfinished = self.core.commits.wait(deadline);
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
-        let abandoned = close_spindles(&self.core.spindles, deadline);
-        let failed = self.core.commits.take_failed();
-        if unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
-            return Ok(());
-        }
-        Err(CloseError { unfinished, failed, abandoned })
+        self.core.close(&Patience::until(deadline))
+    }
+
+    /// [`Self::close`] as a future. Dropping it waits no longer: no more loads are taken, slices on their way get to
+    /// the disk, and the threads of the spindles end with the last handle.
+    pub fn close_async(self, deadline: Option<Instant>) -> Pending<Result<(), CloseError>> {
+        let core = self.core.clone();
+        self.core
+            .waits
+            .start(move |cancel| core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
     }
 }
 
@@ -339,12 +402,26 @@ impl Snap {
     /// expects, [`LoadError::Disk`] if its folders can't be made, [`LoadError::Closed`].
     #[doc(alias = "openForWrites")]
     pub fn open_for_writes(&self, plan: LoadPlan) -> Result<SliceWriter, LoadError> {
+        let patience = Patience::until(plan.deadline);
+        self.open(plan, &patience)
+    }
+
+    /// [`Self::open_for_writes`] as a future. Dropping it leaves no load open, and nothing of one.
+    pub fn open_for_writes_async(&self, plan: LoadPlan) -> Pending<Result<SliceWriter, LoadError>> {
+        let snap = self.clone();
+        self.core.waits.start(move |cancel| {
+            let patience = Patience { cancel: Some(cancel), ..Patience::until(plan.deadline) };
+            snap.open(plan, &patience)
+        })
+    }
+
+    fn open(&self, plan: LoadPlan, patience: &Patience) -> Result<SliceWriter, LoadError> {
         let key = || self.entry.key.clone();
         if self.core.closed.load(Ordering::Relaxed) {
             return Err(LoadError::Closed { key: key() });
         }
         // A slice that is on its way to the disk is waited for: its manifest has the same name.
-        let begun = self.entry.wait(plan.deadline, |state| match (state.loading, state.committing) {
+        let begun = self.entry.wait(patience, |state| match (state.loading, state.committing) {
             (true, _) => Some(false),
             (false, true) => None,
             (false, false) => {
@@ -372,10 +449,11 @@ impl Snap {
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
         let deadline = plan.deadline;
         let open = folders
-            .create(spindles, deadline)
+            .create(spindles, patience)
             .map_err(|error| load_error(key(), error.into()))
             .and_then(|()| {
-                SliceWriter::new(self.core.clone(), self.entry.clone(), plan, folders.clone(), placed.space)
+                let (core, entry) = (self.core.clone(), self.entry.clone());
+                SliceWriter::new(core, entry, plan, folders.clone(), placed.space, patience)
             });
         open.inspect_err(|_| {
             self.core.remove_load(key(), folders, deadline, Vec::new());
@@ -397,6 +475,24 @@ impl Snap {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease_with(&self, options: &LeaseOptions) -> Result<Lease, LeaseError> {
+        self.lease_patiently(options, &Patience::until(options.deadline))
+    }
+
+    /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
+    pub fn lease_async(&self, want: Want, deadline: Option<Instant>) -> Pending<Result<Lease, LeaseError>> {
+        self.lease_async_with(&LeaseOptions { want, deadline, ..LeaseOptions::default() })
+    }
+
+    /// [`Self::lease_with`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
+    pub fn lease_async_with(&self, options: &LeaseOptions) -> Pending<Result<Lease, LeaseError>> {
+        let (snap, options) = (self.clone(), *options);
+        self.core.waits.start(move |cancel| {
+            let patience = Patience { cancel: Some(cancel), ..Patience::until(options.deadline) };
+            snap.lease_patiently(&options, &patience)
+        })
+    }
+
+    fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
         let (key, deadline) = (|| self.entry.key.clone(), options.deadline);
         let warm_error = |source| LeaseError::Warm { key: key(), source };
         enum Next {
@@ -410,7 +506,7 @@ impl Snap {
         }
         let mut waited_for: Option<Arc<Attempt>> = None;
         loop {
-            let next = self.entry.wait(deadline, |state| {
+            let next = self.entry.wait(patience, |state| {
                 // Its own outcome, whatever has become of the slice since.
                 match waited_for.as_ref().and_then(|attempt| attempt.outcome()) {
                     Some(Ok(hot)) => return Some(Next::ScanFresh(hot.clone())),
@@ -451,10 +547,11 @@ impl Snap {
                     if self.core.verify == Verify::Always {
                         self.verify_again(&hot, deadline).map_err(warm_error)?;
                     }
+                    self.core.events.tell(|| Event::HotLeased { key: key() });
                     (hot.fingerprint, Lease::in_memory(hot, threads))
                 }
                 Some(Next::Reserve(manifest)) => {
-                    let begun = self.begin_warming(manifest, deadline);
+                    let begun = self.begin_warming(manifest, patience);
                     waited_for = Some(begun.map_err(|error| warm_error(Arc::new(error)))?);
                     continue;
                 }
@@ -488,14 +585,11 @@ impl Snap {
 
     /// Takes memory for the slice, and has it filled. Whoever waits for memory does so for itself: when its
     /// deadline passes, the next one waits.
-    fn begin_warming(
-        &self,
-        manifest: Arc<Manifest>,
-        deadline: Option<Instant>,
-    ) -> Result<Arc<Attempt>, WarmError> {
+    fn begin_warming(&self, manifest: Arc<Manifest>, patience: &Patience) -> Result<Arc<Attempt>, WarmError> {
         // All of it or none: regions that fit one by one would wait for each other.
-        let taken = self.core.budget.take(MemoryUse::Mapped, bytes_in_memory(&manifest), deadline);
-        let (attempt, hauling) = Attempt::new(self.entry.clone(), manifest.clone());
+        let taken = self.core.budget.take_patiently(MemoryUse::Mapped, bytes_in_memory(&manifest), patience);
+        let events = self.core.events.clone();
+        let (attempt, hauling) = Attempt::new(self.entry.clone(), manifest.clone(), events);
         let verified_load = self.entry.change(|state| {
             state.reserving = false;
             if taken.is_ok() {
@@ -521,7 +615,9 @@ impl Snap {
         });
         let Some(hot) = hot else { return false };
         hot.drop_cache_too();
+        let bytes = hot.bytes();
         self.let_go(hot);
+        self.core.events.tell(|| Event::Evicted { key: self.entry.key.clone(), bytes });
         true
     }
 
@@ -535,28 +631,51 @@ impl Snap {
             }
             hot
         });
-        hot.is_some() // Dropped here, outside of the lock. Nobody waits for the unmapping.
+        let Some(hot) = hot else { return false };
+        let bytes = hot.bytes();
+        drop(hot); // Outside of the lock. Nobody waits for the unmapping.
+        self.core.events.tell(|| Event::Evicted { key: self.entry.key.clone(), bytes });
+        true
     }
 
-    /// Lets memory and files go. Says whether there was something.
+    /// Lets memory and files go. Says whether there was something. Waits for a load, or whatever else is under
+    /// way, to the deadline.
     ///
     /// # Errors
-    /// The disk refused. What is still named by a manifest is found again at the next start.
-    pub fn flush(&self) -> Result<bool, DiskError> {
-        let taken = self.entry.wait(None, |state| {
+    /// [`FlushError`]. What is still named by a manifest is found again at the next start.
+    pub fn flush(&self, deadline: Option<Instant>) -> Result<bool, FlushError> {
+        self.flush_patiently(&Patience::until(deadline))
+    }
+
+    /// [`Self::flush`] as a future. Dropping it flushes nothing, or all.
+    pub fn flush_async(&self, deadline: Option<Instant>) -> Pending<Result<bool, FlushError>> {
+        let snap = self.clone();
+        self.core.waits.start(move |cancel| {
+            snap.flush_patiently(&Patience { cancel: Some(cancel), ..Patience::until(deadline) })
+        })
+    }
+
+    fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
+        let key = || self.entry.key.clone();
+        let taken = self.entry.wait(patience, |state| {
             let busy = state.loading || state.committing || state.reserving || state.warming.is_some();
             (!busy).then(|| (state.hot.take(), state.manifest.take()))
         });
-        let (hot, manifest) = taken.expect("without a deadline the answer comes");
+        let Some((hot, manifest)) = taken else { return Err(FlushError::Late { key: key() }) };
+        let was_there = hot.is_some() || manifest.is_some();
         if let Some(manifest) = &manifest {
-            remove_slice(&self.core.spindles, manifest, true)?;
+            remove_slice(&self.core.spindles, manifest, true, patience.deadline)
+                .map_err(|source| FlushError::Disk { key: key(), source })?;
         }
-        let had = hot.is_some() || manifest.is_some();
+        if was_there {
+            let bytes = manifest.as_ref().map_or(0, |manifest| manifest.file_bytes());
+            self.core.events.tell(|| Event::Flushed { key: key(), bytes });
+        }
         drop(manifest); // It counts the files.
         if let Some(hot) = hot {
             self.let_go(hot);
         }
-        Ok(had)
+        Ok(was_there)
     }
 
     /// Gives up a slice outside of the entry's lock, since unmapping takes a while. Without leases all of it is gone
@@ -576,25 +695,10 @@ fn status(entry: &Entry) -> SnapStatus {
         key: entry.key.clone(),
         state: state.snap_state(),
         durable: state.is_durable(),
-        fingerprint: state
-            .hot
-            .as_ref()
-            .map(|hot| hot.fingerprint)
-            .or(state.manifest.as_ref().map(|manifest| manifest.fingerprint)),
+        fingerprint: state.fingerprint(),
         blob_count: sum(|region| region.blob_count),
         blob_bytes: sum(|region| region.blob_bytes),
         file_bytes: sum(|region| region.file_bytes),
-    }
-}
-
-/// A commit that is under way on its own thread.
-pub(crate) struct Committing {
-    result: Receiver<Result<(), CommitError>>,
-}
-
-impl Committing {
-    pub(crate) fn wait(self) -> Result<(), CommitError> {
-        self.result.recv().unwrap_or(Err(CommitError::Closed))
     }
 }
 
@@ -618,6 +722,13 @@ impl CacheCore {
         let entry = |(key, manifest): (Key, Manifest)| {
             (key.clone(), Arc::new(Entry::new(key, Some(Arc::new(manifest)))))
         };
+        let events = Arc::new(EventHub::new(slices.len()));
+        for spindle in &spindles {
+            let (events, folder) = (events.clone(), spindle.folder.clone());
+            spindle.watch.tell_changes(move |state, fault| {
+                events.tell(|| Event::Spindle { folder: folder.clone(), state, fault });
+            });
+        }
         let pieces = buffers / 2;
         let scratch = (buffers / 8).min(SCRATCH_BYTES_MAX);
         let budget = MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces);
@@ -643,13 +754,15 @@ impl CacheCore {
             next_lane: AtomicU64::new(0),
             commits: Arc::default(),
             closed: AtomicBool::new(false),
+            events,
+            waits: Arc::default(),
             recovery,
         }
     }
 
     /// Whether a slice that is on the disk is read from there by each scan.
     fn reads_as_stream(&self, reading: Reading, manifest: &Manifest, is_hot: bool) -> bool {
-        let file_bytes = manifest.regions.iter().map(|region| region.file_bytes).sum::<u64>();
+        let file_bytes = manifest.file_bytes();
         match reading {
             Reading::Auto => !is_hot && file_bytes > self.budget.counts().residence_max,
             Reading::Memory => false,
@@ -660,6 +773,36 @@ impl CacheCore {
     #[cfg(test)]
     pub(crate) fn entry_for_tests(&self, key: &Key) -> Arc<Entry> {
         self.lock_entries()[key].clone()
+    }
+
+    fn sync(&self, patience: &Patience) -> Result<(), SyncError> {
+        let keys = self.commits.wait(patience);
+        if patience.check() == Err(Impatience::Cancelled) {
+            return Err(SyncError::Late { keys }); // Nobody hears it.
+        }
+        let failures = self.commits.take_failed();
+        match (failures.is_empty(), keys.is_empty()) {
+            (false, _) => Err(SyncError::Failed { failures }),
+            (true, false) => Err(SyncError::Late { keys }),
+            (true, true) => Ok(()),
+        }
+    }
+
+    fn close(&self, patience: &Patience) -> Result<(), CloseError> {
+        self.closed.store(true, Ordering::Relaxed);
+        let unfinished = self.commits.wait(patience);
+        if patience.check() == Err(Impatience::Cancelled) {
+            // Nobody hears it, and nobody has said how long the disks may take.
+            return Err(CloseError { unfinished, failed: Vec::new(), abandoned: Vec::new() });
+        }
+        let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
+        let abandoned = close_spindles(&self.spindles, deadline);
+        self.events.stop();
+        let failed = self.commits.take_failed();
+        if unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
+            return Ok(());
+        }
+        Err(CloseError { unfinished, failed, abandoned })
     }
 
     pub(crate) fn next_lane(&self) -> Lane {
@@ -678,28 +821,35 @@ impl CacheCore {
         built: Vec<BuiltRegion>,
         hot: Option<Arc<HotSlice>>,
         waits: bool,
-    ) -> Committing {
+    ) -> Told {
         entry.change(|state| {
             state.loading = false;
             state.committing = true;
         });
+        let in_memory = hot.is_some();
         let commit = Commit { key: entry.key.clone(), fingerprint, region_count, folders, built, hot };
-        let (tell, result) = bounded(1);
-        let spindles = self.spindles.clone();
+        let (tell, told) = outcome();
+        let (spindles, events, begun) = (self.spindles.clone(), self.events.clone(), Instant::now());
         self.aside("pelton-commit", entry.key.clone(), move |under_way| {
             let committed = commit.run(&spindles);
             let ended = end_commit(&spindles, &entry, committed);
             // Before it is told: who was told may drop the cache, and open its folders again.
             drop(spindles);
-            match ended {
-                Err(error) if !waits => under_way.failed(error),
-                ended => {
-                    drop(under_way);
-                    let _ = tell.send(ended);
-                }
+            let key = entry.key.clone();
+            events.tell(|| match &ended {
+                Ok(bytes) => Event::Durable { key, fingerprint, bytes: *bytes, took: begun.elapsed() },
+                Err(error) => Event::CommitFailed { key, fingerprint, in_memory, why: reason(error) },
+            });
+            drop(events);
+            let unheard = match ended.map(drop) {
+                Err(error) if !waits => Some(error),
+                ended => tell.tell(ended).err().and_then(Result::err),
+            };
+            if let Some(error) = unheard {
+                under_way.failed(error);
             }
         });
-        Committing { result }
+        told
     }
 
     /// Removes what a load has written, and gives its space back.
@@ -757,16 +907,18 @@ impl Drop for CacheCore {
     fn drop(&mut self) {
         // After a close somebody has waited already, as long as they wished.
         if !*self.closed.get_mut() {
-            self.commits.wait(Some(Instant::now() + DROP_WAIT_MAX));
+            self.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
         }
+        self.events.stop();
     }
 }
 
+/// The slice exists on the disks, or not. Says how many bytes it has there.
 fn end_commit(
     spindles: &[Arc<Spindle>],
     entry: &Entry,
     committed: Result<Manifest, CommitError>,
-) -> Result<(), CommitError> {
+) -> Result<u64, CommitError> {
     let manifest = match committed {
         Ok(manifest) => Arc::new(manifest),
         Err(error) => {
@@ -779,10 +931,10 @@ fn end_commit(
         // The new manifest stands under the same name, unless its home is another spindle. The next load's may
         // stand there again, so that one waits until this is over.
         let same_home = manifest.spindles.first() == before.spindles.first();
-        let _ = remove_slice(spindles, &before, !same_home);
+        let _ = remove_slice(spindles, &before, !same_home, None);
     }
     entry.change(|state| state.committing = false);
-    Ok(())
+    Ok(manifest.file_bytes())
 }
 
 #[cfg(test)]

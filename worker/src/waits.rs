@@ -5,7 +5,7 @@
 //! while, for the next operation, and ends then. There is no limit but the caller's own: with one, operations
 //! that wait for each other's memory could fill it and wait for ever.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,15 +13,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::scan::cancel::CancelToken;
 
 /// How long a thread without work stays.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
-/// The threads that wait in place of async callers. Clones share them.
-#[derive(Clone, Default)]
+/// The threads that wait in place of async callers. Dropping it lets them end what they are at.
+#[derive(Default)]
 pub(crate) struct Waits {
     shared: Arc<Shared>,
 }
@@ -29,7 +29,10 @@ pub(crate) struct Waits {
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
+    /// There is a job, or there will be none any more.
     filled: Condvar,
+    /// A job has ended.
+    ended: Condvar,
 }
 
 /// Invariant: `jobs` is not longer than `idle`, the threads that have been or will be woken for them.
@@ -37,10 +40,17 @@ struct Shared {
 struct Queue {
     jobs: VecDeque<Job>,
     idle: usize,
-    started: usize,
+    started: u64,
+    /// By their numbers the jobs that have not ended, queued ones too: whether anybody still wants them.
+    pending: BTreeMap<u64, CancelToken>,
+    next: u64,
+    closed: bool,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+struct Job {
+    number: u64,
+    run: Box<dyn FnOnce() + Send>,
+}
 
 /// An operation that waits on a thread of the cache. Await it; no runtime is needed.
 ///
@@ -68,7 +78,7 @@ impl Waits {
         let cancel = CancelToken::new();
         let slot = Arc::new(Mutex::new(Slot::Running(None)));
         let (given, told) = (cancel.clone(), slot.clone());
-        let job: Job = Box::new(move || {
+        let run = Box::new(move || {
             // Unwind safe: what the operation had in hand was moved in, and is dropped.
             let outcome = catch_unwind(AssertUnwindSafe(|| operation(given)));
             let before = std::mem::replace(&mut *lock(&told), Slot::Done(outcome));
@@ -77,11 +87,30 @@ impl Waits {
                 waker.wake();
             }
         });
-        if let Err(job) = self.hand_over(job) {
+        let number = {
+            let mut queue = lock(&self.shared.queue);
+            queue.next += 1;
+            let number = queue.next;
+            queue.pending.insert(number, cancel.clone());
+            number
+        };
+        if let Err(job) = self.hand_over(Job { number, run }) {
             // The system gives no thread: better to keep this caller waiting than to fail.
-            job();
+            self.shared.run(job);
         }
         Pending { slot, cancel }
+    }
+
+    /// Waits until the operations that were cancelled hold nothing any more.
+    pub(crate) fn settle(&self, deadline: Instant) {
+        let mut queue = lock(&self.shared.queue);
+        while queue.pending.values().any(CancelToken::is_cancelled) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            queue = self.shared.ended.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// To an idle thread, or to a new one. Gives the job back if there is neither.
@@ -100,7 +129,7 @@ impl Waits {
         let (shared, mine) = (self.shared.clone(), first.clone());
         let run = move || {
             if let Some(job) = take(&mine) {
-                job();
+                shared.run(job);
             }
             shared.serve();
         };
@@ -115,7 +144,20 @@ fn take(first: &Mutex<Option<Job>>) -> Option<Job> {
     lock(first).take()
 }
 
+impl Drop for Waits {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.filled.notify_all();
+    }
+}
+
 impl Shared {
+    fn run(&self, Job { number, run }: Job) {
+        run();
+        lock(&self.queue).pending.remove(&number);
+        self.ended.notify_all();
+    }
+
     /// Does what comes, until nothing has come for a while.
     fn serve(&self) {
         loop {
@@ -124,6 +166,9 @@ impl Shared {
             let job = loop {
                 if let Some(job) = queue.jobs.pop_front() {
                     break Some(job);
+                }
+                if queue.closed {
+                    break None;
                 }
                 let (woken, waited) =
                     self.filled.wait_timeout(queue, IDLE_MAX).unwrap_or_else(PoisonError::into_inner);
@@ -135,7 +180,7 @@ impl Shared {
             queue.idle -= 1;
             drop(queue);
             match job {
-                Some(job) => job(),
+                Some(job) => self.run(job),
                 None => return,
             }
         }

@@ -120,7 +120,7 @@ impl Store {
     /// Lets go of the slice, files and all.
     pub(crate) fn flush(&self) -> Result<(), Failure> {
         self.cache.sync(None)?;
-        self.cache.snap(&self.key).flush()?;
+        self.cache.snap(&self.key).flush(None)?;
         Ok(())
     }
 

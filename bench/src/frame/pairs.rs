@@ -106,7 +106,7 @@ failure_from!(
     pelton::LeaseError,
     pelton::RegionError,
     pelton::ScanError,
-    pelton::DiskError,
+    pelton::FlushError,
     pelton::SyncError,
 );
 

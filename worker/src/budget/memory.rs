@@ -14,10 +14,10 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::scan::patience::Patience;
 use crate::units::Exact;
 
 /// What memory is taken for.
@@ -116,19 +116,24 @@ impl MemoryBudget {
         bytes: u64,
         deadline: Option<Instant>,
     ) -> Result<MemoryGrant, MemoryRefused> {
+        self.take_patiently(purpose, bytes, &Patience::until(deadline))
+    }
+
+    /// The same for somebody who may be told not to wait any more: that is refused as at the deadline.
+    ///
+    /// # Errors
+    /// [`MemoryRefused`], without waiting if it can never fit.
+    pub(crate) fn take_patiently(
+        &self,
+        purpose: MemoryUse,
+        bytes: u64,
+        patience: &Patience,
+    ) -> Result<MemoryGrant, MemoryRefused> {
         let mut taking = self.taking(purpose, bytes)?;
-        let parker = Waker::from(Arc::new(Parker(thread::current())));
-        let mut context = Context::from_waker(&parker);
-        loop {
-            if let Poll::Ready(grant) = Pin::new(&mut taking).poll(&mut context) {
-                return Ok(grant);
-            }
-            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                None => thread::park(),
-                Some(left) if !left.is_zero() => thread::park_timeout(left),
-                // It may have been granted since the poll: leaving the queue is what decides.
-                Some(_) => return taking.leave(),
-            }
+        match patience.wait(Pin::new(&mut taking)) {
+            Ok(grant) => Ok(grant),
+            // It may have been granted since the last look: leaving the queue is what decides.
+            Err(_) => taking.leave(),
         }
     }
 
@@ -345,15 +350,6 @@ impl Drop for Taking {
             // What was given and not fetched goes back with the grant.
             drop(Taking { state }.leave());
         }
-    }
-}
-
-/// Wakes the thread that waits in [`MemoryBudget::take`].
-struct Parker(Thread);
-
-impl Wake for Parker {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::Key;
 
+use crate::scan::patience::Patience;
 use crate::snap::commit::CommitError;
 use crate::spindle::held::Spindle;
 
@@ -118,20 +120,22 @@ impl Commits {
         UnderWay { commits: self.clone(), number }
     }
 
-    /// Waits until those that are under way now have ended. At the deadline it tells the others.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Vec<Key> {
+    /// Waits until those that are under way now have ended. At the end of its patience it tells the others.
+    pub(crate) fn wait(self: &Arc<Self>, patience: &Patience) -> Vec<Key> {
+        let _watches = patience.watch(&Waker::from(self.clone()));
         let mut state = self.lock();
         let until = state.next;
         loop {
             if state.under_way.range(..until).next().is_none() {
                 return Vec::new();
             }
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            if patience.check().is_err() {
+                return state.under_way.range(..until).map(|(_, key)| key.clone()).collect();
+            }
+            state = match patience.deadline {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => {
-                    return state.under_way.range(..until).map(|(_, key)| key.clone()).collect();
-                }
-                Some(left) => {
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
                     self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
@@ -145,6 +149,14 @@ impl Commits {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes those who wait, when one of them is cancelled.
+impl Wake for Commits {
+    fn wake(self: Arc<Self>) {
+        drop(self.lock()); // Whoever has looked, and does not wait yet, waits by now.
+        self.changed.notify_all();
     }
 }
 

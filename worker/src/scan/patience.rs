@@ -1,4 +1,4 @@
-//! How long a scan waits, and who may end it.
+//! How long an operation waits, and who may end it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,15 +9,15 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvError, at, never, select};
 
-use crate::scan::cancel::CancelToken;
+use crate::scan::cancel::{CancelToken, Watch};
 
-/// How long a scan waits, and who may end it.
+/// How long an operation waits, and who may end it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Patience {
     pub(crate) deadline: Option<Instant>,
     /// The caller's.
     pub(crate) cancel: Option<CancelToken>,
-    /// The scan's own: what one region's end means for the others.
+    /// The scan's or the load's own: what the end of one part means for the others.
     pub(crate) stop: Option<CancelToken>,
 }
 
@@ -65,7 +65,7 @@ impl Patience {
     /// Waits for a future on this thread. Whoever drops the future afterwards ends what it was doing.
     pub(crate) fn wait<F: Future>(&self, mut future: Pin<&mut F>) -> Result<F::Output, Impatience> {
         let waker = Waker::from(Arc::new(Parker(thread::current())));
-        let _watches: Vec<_> = self.tokens().map(|token| token.watch(&waker)).collect();
+        let _watches = self.watch(&waker);
         let mut context = Context::from_waker(&waker);
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
@@ -77,6 +77,11 @@ impl Patience {
                 Some(deadline) => thread::park_timeout(deadline.saturating_duration_since(Instant::now())),
             }
         }
+    }
+
+    /// Wakes at each cancel, as long as what it returns is kept. What the waker locks must not be locked now.
+    pub(crate) fn watch(&self, waker: &Waker) -> Vec<Watch<'_>> {
+        self.tokens().map(|token| token.watch(waker)).collect()
     }
 
     fn tokens(&self) -> impl Iterator<Item = &CancelToken> {

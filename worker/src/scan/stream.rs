@@ -335,12 +335,12 @@ impl<'a> RegionStream<'a> {
             let op = Op::Read { file, offset, room: Box::new(buffer), len };
             let reply = self.ring.replies.tag(self.ring.next_tag);
             let impellers = &self.region.spindle.impellers;
-            if let Err(refused) = impellers.submit(self.region.lane, op, reply, self.patience.deadline) {
+            if let Err(refused) = impellers.submit_patiently(self.region.lane, op, reply, self.patience) {
                 self.ring.buffers -= 1;
-                return Err(read_failed(match refused.reason {
-                    Refusal::Late => refused.op.subject().late(),
-                    Refusal::Closed => refused.op.subject().cancelled(),
-                }));
+                return Err(match refused.reason {
+                    Refusal::Cancelled => FoldError::Cancelled,
+                    reason => read_failed(reason.of(&refused.op.subject())),
+                });
             }
             self.ring.next_tag += 1;
             self.ask_at = range.end;

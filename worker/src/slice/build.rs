@@ -10,6 +10,7 @@ use pelton_region_format::{EncodeError, Header, Put, RegionEncoder, RegionSeal, 
 use crate::budget::ledger::{Reservation, Stored};
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
 use crate::region::arena::{FrozenBytes, Image, ImageWriter, PieceBuffer};
+use crate::scan::patience::Patience;
 use crate::slice::space::FileSpace;
 use crate::spindle::engine::{DiskError, IoBytes, Op, Outcome};
 use crate::spindle::file::{FileMode, SpindleFile};
@@ -59,7 +60,8 @@ pub(crate) struct Site {
     pub(crate) budget: MemoryBudget,
     pub(crate) piece_bytes: usize,
     pub(crate) image_bytes_max: usize,
-    pub(crate) deadline: Option<Instant>,
+    /// How long its load waits: to the load's deadline or end.
+    pub(crate) patience: Patience,
 }
 
 /// A region that blobs are put into.
@@ -137,7 +139,8 @@ impl RegionBuild {
     }
 
     /// Writes what comes after the last blob. Nothing for a region that never got one.
-    pub(crate) fn seal(mut self) -> Result<Option<BuiltRegion>, BuildError> {
+    pub(crate) fn seal(mut self, patience: &Patience) -> Result<Option<BuiltRegion>, BuildError> {
+        self.site.patience = patience.clone();
         let Some(Begun { encoder, mut memory, mut writes }) = self.begun.take() else { return Ok(None) };
         let mut seal: RegionSeal = encoder.seal(None)?;
         while seal.fill(memory.piece())? == Put::PieceFull {
@@ -146,7 +149,8 @@ impl RegionBuild {
         let image = memory.finish(&self.site, &mut writes, seal.piece_used())?;
         writes.reserve = self.reserve.take();
         Ok(Some(BuiltRegion {
-            site: self.site.clone(),
+            // The load's deadline and end are not those of its way to the disk.
+            site: Site { patience: Patience::default(), ..self.site.clone() },
             sealed: seal.sealed(),
             image,
             writes,
@@ -166,7 +170,7 @@ impl RegionBuild {
         let encoder = RegionEncoder::v2(&self.header, site.piece_bytes)?;
         let memory = PieceMemory::begin(site, self.keeps_image)?;
         let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
-        let file = site.spindle.impellers.run_in(site.lane, create, site.deadline)?.into_file();
+        let file = site.spindle.impellers.run_patiently(site.lane, create, &site.patience)?.into_file();
         let space = self.space.take().expect("a region is begun once");
         let space = FileSpace::new(site.spindle.clone(), space);
         Ok(Begun { encoder, memory, writes: Writes::new(file, space) })
@@ -226,7 +230,7 @@ impl PieceMemory {
         let len = full.len();
         writes.submit(site, Box::new(full), len, false)?;
         drop(image);
-        writes.drain(site.deadline)?;
+        writes.drain(&site.patience)?;
         drop(grant);
         Ok(())
     }
@@ -323,13 +327,8 @@ impl Writes {
 
     fn send(&mut self, site: &Site, op: Op, reply: Reply) -> Result<(), BuildError> {
         let subject = op.subject();
-        if let Err(refused) = site.spindle.impellers.submit(site.lane, op, reply, site.deadline) {
-            return Err(match refused.reason {
-                Refusal::Late => subject.late(),
-                Refusal::Closed => subject.cancelled(),
-            }
-            .into());
-        }
+        let submitted = site.spindle.impellers.submit_patiently(site.lane, op, reply, &site.patience);
+        submitted.map_err(|refused| refused.reason.of(&subject))?;
         self.in_flight += 1;
         Ok(())
     }
@@ -374,29 +373,28 @@ impl Writes {
                 self.pieces += 1;
                 return PieceBuffer::new(site.piece_bytes).map_err(BuildError::Arena);
             }
-            self.wait_for_one(site.deadline)?;
+            self.wait_for_one(&site.patience)?;
         }
     }
 
-    fn wait_for_one(&mut self, deadline: Option<Instant>) -> Result<(), DiskError> {
+    fn wait_for_one(&mut self, patience: &Patience) -> Result<(), DiskError> {
         assert!(self.in_flight > 0, "a piece that is not free is on its way");
-        let completion = match deadline {
-            Some(deadline) => self.completions.recv_deadline(deadline).ok(),
-            None => self.completions.recv().ok(),
-        };
-        match completion {
-            Some(completion) => {
-                self.collect(completion);
+        match patience.receive(&self.completions) {
+            Ok(completion) => {
+                self.collect(completion.expect("this end of the channel is kept, too"));
                 Ok(())
             }
-            None => Err(Op::SyncData { file: self.file.clone() }.subject().late()),
+            Err(impatience) => {
+                let subject = Op::SyncData { file: self.file.clone() }.subject();
+                Err(Refusal::from(impatience).of(&subject))
+            }
         }
     }
 
     /// Waits until nothing is on its way.
-    fn drain(&mut self, deadline: Option<Instant>) -> Result<(), DiskError> {
+    fn drain(&mut self, patience: &Patience) -> Result<(), DiskError> {
         while self.in_flight > 0 {
-            self.wait_for_one(deadline)?;
+            self.wait_for_one(patience)?;
         }
         Ok(())
     }
@@ -406,7 +404,7 @@ impl Writes {
     /// # Errors
     /// The first failure. It is final: the file must not be synced again, nor trusted.
     pub(crate) fn sync(&mut self, site: &Site, deadline: Option<Instant>) -> Result<(), WriteError> {
-        self.drain(deadline)?;
+        self.drain(&Patience::until(deadline))?;
         self.free.clear();
         self.reserve = None;
         if let Some(error) = self.failed.take() {

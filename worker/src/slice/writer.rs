@@ -1,14 +1,19 @@
 //! The four loader calls: open_for_writes, queue_parcel, wait_for_writes, close_for_writes.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use pelton_region_format::{Header, Key, PIECE_BYTES_STEP};
 
 use crate::budget::ledger::Reservation;
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::cache::{CacheCore, Entry};
+use crate::events::{Event, reason};
+use crate::scan::cancel::CancelToken;
+use crate::scan::patience::{Impatience, Patience};
 use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site, WriteError};
 use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
@@ -17,8 +22,10 @@ use crate::snap::commit::{CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice};
 use crate::snap::reaper::ReaperInbox;
 use crate::spindle::engine::DiskError;
+use crate::spindle::held::Spindle;
 use crate::spindle::refusal::{Listed, SpindleRefusal};
 use crate::units::Exact;
+use crate::waits::Pending;
 
 /// Why a load failed. Nothing of it is left: no file, no memory.
 #[derive(Debug, thiserror::Error)]
@@ -108,8 +115,15 @@ pub enum LoadError {
         /// The slice.
         key: Key,
     },
-    /// An earlier call failed, so the load is over.
-    #[error("the load of {key} is over since an earlier call failed")]
+    /// The deadline passed. If it was that of one call, nothing of its parcel was taken: send it again, the load
+    /// goes on. If it was the load's, the load is over; a slice that was being closed goes on to the disk.
+    #[error("the load of {key} did not get on in time")]
+    Late {
+        /// The slice.
+        key: Key,
+    },
+    /// An earlier call failed, or the writer was dropped, so the load is over.
+    #[error("the load of {key} is over since an earlier call failed or its writer was dropped")]
     Over {
         /// The slice.
         key: Key,
@@ -124,21 +138,63 @@ pub enum LoadError {
     },
 }
 
-/// Takes parcels for one slice, from any number of threads.
+/// Takes parcels for one slice, from any number of threads and tasks.
 ///
-/// Dropping it before [`wait_for_writes`](SliceWriter::wait_for_writes) cancels the load and removes what it wrote.
+/// Dropping it before [`wait_for_writes`](SliceWriter::wait_for_writes) ends the load, for parcels that are pending too,
+/// and removes what it wrote.
 pub struct SliceWriter {
+    load: Arc<Load>,
+}
+
+/// A load, for its writer and for the calls that are under way.
+struct Load {
     core: Arc<CacheCore>,
     entry: Arc<Entry>,
     plan: LoadPlan,
+    begun: Instant,
+    /// Cancelled when the load is over: whoever waits in a call ends.
+    over: CancelToken,
+    /// Nothing when the load is over, or is being sealed: no call begins any more.
+    open: Mutex<Option<Call>>,
+    /// Hangs up when `open` is empty and no call is under way.
+    calls: Receiver<Infallible>,
+    /// Set once: by sealing, or by whoever tells that the load has failed.
+    told: AtomicBool,
+}
+
+/// A call that is under way, or the writer that may make more.
+#[derive(Clone)]
+struct Call {
+    draft: Arc<Draft>,
+    /// Dropped after the draft, so that whoever hears it hang up has the draft alone.
+    _line: Sender<Infallible>,
+}
+
+/// What a load has written so far. It is removed when the last call that works at it ends, unless it is sealed.
+struct Draft {
+    core: Arc<CacheCore>,
+    entry: Arc<Entry>,
     folders: LoadFolders,
+    deadline: Option<Instant>,
     dealer: Mutex<Dealer>,
-    regions: Vec<Mutex<Option<RegionBuild>>>,
+    regions: Vec<Turn>,
+    /// Those that the regions lie on, each once.
+    spindles: Vec<Arc<Spindle>>,
     blob_bytes: AtomicU64,
     /// Whether what is written is somebody else's now: the sealed slice's.
     handed_on: bool,
-    /// Set once, by whoever ends the load early and removes what it wrote.
-    cancelled: AtomicBool,
+}
+
+/// A region under construction, in a channel of one: whoever takes it out works at it alone.
+struct Turn {
+    next: Receiver<RegionBuild>,
+    back: Sender<RegionBuild>,
+}
+
+/// A region that one call works at. It goes back by itself, so that a panic does not keep it.
+struct Taken<'t> {
+    build: Option<RegionBuild>,
+    turn: &'t Turn,
 }
 
 impl SliceWriter {
@@ -148,6 +204,7 @@ impl SliceWriter {
         plan: LoadPlan,
         folders: LoadFolders,
         space: Vec<Reservation>,
+        patience: &Patience,
     ) -> Result<SliceWriter, LoadError> {
         let region_count = plan.regions.unwrap_or(core.regions_default);
         let keeps_image = match plan.write_path {
@@ -158,8 +215,10 @@ impl SliceWriter {
                 plan.expected_bytes.is_none_or(|bytes| bytes <= core.budget.counts().residence_max / 2)
             }
         };
-        let (piece_bytes, mut reserve) = reserve_pieces(&core, region_count)
+        let (piece_bytes, mut reserve) = reserve_pieces(&core, region_count, patience)
             .map_err(|source| LoadError::Memory { key: entry.key.clone(), source })?;
+        let over = CancelToken::new();
+        let mut spindles: Vec<Arc<Spindle>> = Vec::new();
         let regions = (0..region_count).zip(space).map(|(index, space)| {
             let header = Header {
                 alignment: plan.alignment,
@@ -171,6 +230,9 @@ impl SliceWriter {
                 ..Header::default()
             };
             let (spindle, path) = folders.place(&core.spindles, index);
+            if !spindles.iter().any(|known| Arc::ptr_eq(known, &spindle)) {
+                spindles.push(spindle.clone());
+            }
             let site = Site {
                 full_path: spindle.folder.join(&path),
                 path,
@@ -179,141 +241,317 @@ impl SliceWriter {
                 budget: core.budget.clone(),
                 piece_bytes,
                 image_bytes_max: core.image_bytes_max,
-                deadline: plan.deadline,
+                patience: Patience { stop: Some(over.clone()), ..Patience::until(plan.deadline) },
             };
             let reserve = reserve.split((piece_bytes * PIECES_PER_REGION) as u64);
-            Mutex::new(Some(RegionBuild::new(site, header, keeps_image, reserve, space)))
+            Turn::new(RegionBuild::new(site, header, keeps_image, reserve, space))
         });
-        let regions: Vec<_> = regions.collect();
-        let dealer = Mutex::new(Dealer::new(plan.deal, regions.len()));
-        Ok(SliceWriter {
-            core,
-            entry,
-            plan,
+        let regions: Vec<Turn> = regions.collect();
+        let draft = Draft {
+            core: core.clone(),
+            entry: entry.clone(),
             folders,
-            dealer,
+            deadline: plan.deadline,
+            dealer: Mutex::new(Dealer::new(plan.deal, regions.len())),
             regions,
+            spindles,
             blob_bytes: AtomicU64::new(0),
             handed_on: false,
-            cancelled: AtomicBool::new(false),
+        };
+        let (line, calls) = bounded(0);
+        let open = Mutex::new(Some(Call { draft: Arc::new(draft), _line: line }));
+        let (key, fingerprint) = (entry.key.clone(), plan.fingerprint);
+        core.events.tell(|| Event::LoadBegan { key, fingerprint });
+        Ok(SliceWriter {
+            load: Arc::new(Load {
+                core,
+                entry,
+                plan,
+                begun: Instant::now(),
+                over,
+                open,
+                calls,
+                told: AtomicBool::new(false),
+            }),
         })
     }
 
     /// The slice that is loaded.
     pub fn key(&self) -> &Key {
-        &self.entry.key
+        &self.load.entry.key
     }
 
     /// Copies a parcel's blobs into the slice's regions. Waits while memory or a disk's queue is used
     /// up: that is what slows a fast producer down.
     ///
     /// # Errors
-    /// [`LoadError`]. After `Parcel` and `ParcelTooLarge` the load goes on without that parcel; after all
+    /// [`LoadError`]. After `Parcel`, `ParcelTooLarge` and `Memory` the load goes on without that parcel; after all
     /// others it is over.
     #[doc(alias = "queueParcel")]
     pub fn queue_parcel(&self, parcel: Parcel) -> Result<(), LoadError> {
-        let key = || self.entry.key.clone();
-        let parcel_bytes = parcel.memory_bytes() as u64;
-        let _grant = self.core.budget.take(MemoryUse::Buffers, parcel_bytes, self.plan.deadline).map_err(
-            |refused| match refused {
-                MemoryRefused::NeverFits { share, .. } => {
-                    LoadError::ParcelTooLarge { key: key(), parcel_bytes, buffers_bytes: share }
-                }
-                source => LoadError::Memory { key: key(), source },
-            },
-        )?;
-        let open =
-            parcel.open(&self.core.scratch).map_err(|source| LoadError::Parcel { key: key(), source })?;
-
-        let mut lots: Vec<Vec<&[u8]>> = vec![Vec::new(); self.regions.len()];
-        let mut bytes = 0;
-        {
-            // Blobs are dealt in the order of parcels; copying them needs no order.
-            let mut dealer = lock(&self.dealer);
-            for blob in open.blobs() {
-                bytes += blob.len() as u64;
-                lots[dealer.deal(blob.len())].push(blob);
-            }
-        }
-        let bytes = self.blob_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(bytes_max) = self.plan.max_bytes
-            && bytes > bytes_max
-        {
-            self.cancel();
-            return Err(LoadError::TooMuch { key: key(), bytes, bytes_max });
-        }
-        for (region, lot) in self.regions.iter().zip(lots).filter(|(_, lot)| !lot.is_empty()) {
-            let mut region = lock(region);
-            let Some(build) = region.as_mut() else { return Err(LoadError::Over { key: key() }) };
-            if let Err(error) = lot.into_iter().try_for_each(|blob| build.put(blob)) {
-                drop(region);
-                self.cancel();
-                return Err(load_error(key(), error));
-            }
-        }
-        Ok(())
+        self.queue_parcel_until(parcel, None)
     }
 
-    /// All parcels are queued: seals the regions. From here on the slice can be scanned.
+    /// The same with a deadline for this parcel: until then it waits for its turn, with memory for it and room in
+    /// the disks' queues. When its turn has come it is taken as a whole, however long a disk takes.
+    ///
+    /// # Errors
+    /// [`LoadError`]. After `Parcel`, `ParcelTooLarge`, `Memory` and `Late` nothing of the parcel was taken, and the
+    /// load goes on, unless its own deadline has passed; after all others it is over.
+    pub fn queue_parcel_until(&self, parcel: Parcel, deadline: Option<Instant>) -> Result<(), LoadError> {
+        let call = self.load.call()?;
+        self.load.queue_parcel(&call, parcel, &Patience::until(deadline))
+    }
+
+    /// [`Self::queue_parcel`] as a future. The parcel is under way from this call on, whether it is awaited or not,
+    /// and [`Self::wait_for_writes`] waits for it.
+    ///
+    /// Dropping the future cancels: the slice then has all of the parcel or nothing of it. Which of them, nobody
+    /// can tell, unless the load is dropped as well. The load goes on.
+    pub fn queue_parcel_async(&self, parcel: Parcel) -> Pending<Result<(), LoadError>> {
+        let load = self.load.clone();
+        let call = load.call();
+        self.load.core.waits.clone().start(move |cancel| {
+            let patience = Patience { cancel: Some(cancel), ..Patience::default() };
+            load.queue_parcel(&call?, parcel, &patience)
+        })
+    }
+
+    /// All parcels are queued: waits for those that are pending, and seals the regions. From here on the slice can
+    /// be scanned.
     ///
     /// # Errors
     /// [`LoadError`], and the load is over.
     #[doc(alias = "waitForWritesToComplete")]
-    pub fn wait_for_writes(mut self) -> Result<SealedSlice, LoadError> {
-        let mut built = Vec::new();
-        for region in &self.regions {
-            let Some(build) = lock(region).take() else {
-                return Err(LoadError::Over { key: self.entry.key.clone() });
-            };
-            // What is taken out is not removed by `cancel` any more, so the path is kept until it is sealed.
-            match build.seal() {
-                Ok(region) => built.extend(region),
-                Err(error) => {
-                    self.folders.remove_all(&self.core.spindles);
-                    return Err(load_error(self.entry.key.clone(), error));
-                }
-            }
-        }
-        self.handed_on = true;
-        let reaper = self.core.warmth.reaper.inbox();
-        let (hot, built) = take_images(&self.entry.key, &self.plan, self.folders.load_number, built, &reaper);
-        Ok(SealedSlice {
-            core: self.core.clone(),
-            entry: self.entry.clone(),
-            region_count: self.regions.len() as u32,
-            plan: self.plan.clone(),
-            folders: self.folders.clone(),
-            hot,
-            built,
-            closed: false,
-        })
+    pub fn wait_for_writes(self) -> Result<SealedSlice, LoadError> {
+        self.load.seal(None)
     }
 
-    /// Ends the load, and removes what it wrote. Its disk space is free again when its files are gone.
-    fn cancel(&self) {
-        if self.cancelled.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let builds: Vec<RegionBuild> = self.regions.iter().filter_map(|region| lock(region).take()).collect();
-        self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.plan.deadline, builds);
+    /// [`Self::wait_for_writes`] as a future. Dropping it ends the load.
+    pub fn wait_for_writes_async(self) -> Pending<Result<SealedSlice, LoadError>> {
+        let waits = self.load.core.waits.clone();
+        waits.start(move |cancel| self.load.seal(Some(cancel)))
     }
 }
 
 impl Drop for SliceWriter {
     fn drop(&mut self) {
-        if !self.handed_on {
-            self.cancel();
-            self.entry.load_failed();
+        self.load.end(|| "its writer was dropped".to_owned());
+    }
+}
+
+impl Load {
+    /// One more call is under way.
+    fn call(&self) -> Result<Call, LoadError> {
+        lock(&self.open).clone().ok_or_else(|| self.is_over())
+    }
+
+    fn queue_parcel(&self, call: &Call, parcel: Parcel, patience: &Patience) -> Result<(), LoadError> {
+        let draft = &*call.draft;
+        let deadline = [self.plan.deadline, patience.deadline].into_iter().flatten().min();
+        let patience = Patience { deadline, stop: Some(self.over.clone()), ..patience.clone() };
+        let key = || self.entry.key.clone();
+        let parcel_bytes = parcel.memory_bytes() as u64;
+        let taken = self.core.budget.take_patiently(MemoryUse::Buffers, parcel_bytes, &patience);
+        let _grant = taken.map_err(|refused| match refused {
+            MemoryRefused::NeverFits { share, .. } => {
+                LoadError::ParcelTooLarge { key: key(), parcel_bytes, buffers_bytes: share }
+            }
+            source => match patience.check() {
+                Err(Impatience::Cancelled) => self.is_over(),
+                _ => LoadError::Memory { key: key(), source },
+            },
+        })?;
+        let open =
+            parcel.open(&self.core.scratch).map_err(|source| LoadError::Parcel { key: key(), source })?;
+        for spindle in &draft.spindles {
+            // Disks that are closed or broken say so to whoever writes there.
+            let _ = spindle.impellers.wait_for_room(&patience);
+        }
+        match patience.check() {
+            Err(Impatience::Cancelled) => return Err(self.is_over()),
+            // Where the load's own has passed, whoever waits for a disk can say for which.
+            Err(Impatience::Late) if deadline != self.plan.deadline => {
+                return Err(LoadError::Late { key: key() });
+            }
+            _ => {}
+        }
+        // From here on all of the parcel is taken, or the load is over.
+        let _guard = EndOnPanic(self);
+        self.deal(draft, open.blobs()).inspect_err(|error| self.end(|| reason(error)))
+    }
+
+    fn deal<'b>(&self, draft: &Draft, blobs: impl Iterator<Item = &'b [u8]>) -> Result<(), LoadError> {
+        let key = || self.entry.key.clone();
+        let mut lots: Vec<Vec<&[u8]>> = vec![Vec::new(); draft.regions.len()];
+        let mut bytes = 0;
+        {
+            // Blobs are dealt in the order of parcels; copying them needs no order.
+            let mut dealer = lock(&draft.dealer);
+            for blob in blobs {
+                bytes += blob.len() as u64;
+                lots[dealer.deal(blob.len())].push(blob);
+            }
+        }
+        let bytes = draft.blob_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(bytes_max) = self.plan.max_bytes
+            && bytes > bytes_max
+        {
+            return Err(LoadError::TooMuch { key: key(), bytes, bytes_max });
+        }
+        let patience = Patience { stop: Some(self.over.clone()), ..Patience::until(self.plan.deadline) };
+        for (turn, lot) in draft.regions.iter().zip(lots).filter(|(_, lot)| !lot.is_empty()) {
+            let mut region = turn.take(&patience).map_err(|impatience| match impatience {
+                Impatience::Late => LoadError::Late { key: key() },
+                Impatience::Cancelled => self.is_over(),
+            })?;
+            let put = lot.into_iter().try_for_each(|blob| region.build().put(blob));
+            put.map_err(|error| self.build_error(error))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the calls that are under way, and seals what they have written.
+    fn seal(&self, cancel: Option<CancelToken>) -> Result<SealedSlice, LoadError> {
+        let call = lock(&self.open).take().ok_or_else(|| self.is_over())?;
+        let Call { draft, _line } = call;
+        drop(_line);
+        let stop = Some(self.over.clone());
+        let patience = Patience { deadline: self.plan.deadline, cancel, stop };
+        let sealed = match patience.receive(&self.calls) {
+            Ok(_) => self.seal_alone(draft, &patience),
+            Err(Impatience::Late) => Err(LoadError::Late { key: self.entry.key.clone() }),
+            Err(Impatience::Cancelled) => Err(self.is_over()),
+        };
+        // Those that are under way need not go on.
+        sealed.inspect_err(|error| self.end(|| reason(error)))
+    }
+
+    fn seal_alone(&self, draft: Arc<Draft>, patience: &Patience) -> Result<SealedSlice, LoadError> {
+        let draft = Arc::into_inner(draft).ok_or_else(|| self.is_over())?;
+        let mut built = Vec::new();
+        for turn in &draft.regions {
+            // A call may have failed that was under way when this one came.
+            if let Err(Impatience::Cancelled) = patience.check() {
+                return Err(self.is_over());
+            }
+            let Ok(build) = turn.next.try_recv() else { return Err(self.is_over()) };
+            // What is taken out is not left behind by the draft any more; its folder goes with the draft.
+            built.extend(build.seal(patience).map_err(|error| self.build_error(error))?);
+        }
+        let region_count = draft.regions.len() as u32;
+        let folders = draft.hand_on();
+        self.told.store(true, Ordering::Relaxed);
+        let reaper = self.core.warmth.reaper.inbox();
+        let (hot, built) = take_images(&self.entry.key, &self.plan, folders.load_number, built, &reaper);
+        let sealed = SealedSlice {
+            core: self.core.clone(),
+            entry: self.entry.clone(),
+            region_count,
+            plan: self.plan.clone(),
+            folders,
+            hot,
+            built,
+            closed: false,
+        };
+        self.core.events.tell(|| Event::LoadSealed {
+            key: self.entry.key.clone(),
+            fingerprint: self.plan.fingerprint,
+            bytes: sealed.blob_bytes(),
+            took: self.begun.elapsed(),
+        });
+        Ok(sealed)
+    }
+
+    /// Ends the load, also for the calls that are under way. What it wrote goes with the last of them.
+    fn end(&self, why: impl FnOnce() -> String) {
+        self.over.cancel();
+        let open = lock(&self.open).take();
+        drop(open); // Outside of the lock: it may be the last one.
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
+            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why: why() });
+        }
+    }
+
+    fn is_over(&self) -> LoadError {
+        LoadError::Over { key: self.entry.key.clone() }
+    }
+
+    fn build_error(&self, error: BuildError) -> LoadError {
+        // Whoever was woken since the load is over has nothing to tell of its own.
+        if self.over.is_cancelled() { self.is_over() } else { load_error(self.entry.key.clone(), error) }
+    }
+}
+
+/// A panic in the middle of a parcel must not leave a part of it.
+struct EndOnPanic<'l>(&'l Load);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(|| "a call panicked".to_owned());
         }
     }
 }
 
+impl Draft {
+    /// What is written is the sealed slice's from here on.
+    fn hand_on(mut self) -> LoadFolders {
+        self.handed_on = true;
+        self.folders.clone()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.handed_on {
+            return;
+        }
+        // Its disk space is free again when its files are gone.
+        let builds = self.regions.iter().filter_map(|turn| turn.next.try_recv().ok()).collect();
+        self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.deadline, builds);
+        self.entry.load_failed();
+    }
+}
+
+impl Turn {
+    fn new(build: RegionBuild) -> Turn {
+        let (back, next) = bounded(1);
+        back.send(build).expect("a channel of one has room for the first");
+        Turn { next, back }
+    }
+
+    /// Waits until nobody else works at the region.
+    fn take(&self, patience: &Patience) -> Result<Taken<'_>, Impatience> {
+        let build = patience.receive(&self.next)?.expect("this end of the channel is kept, too");
+        Ok(Taken { build: Some(build), turn: self })
+    }
+}
+
+impl Taken<'_> {
+    fn build(&mut self) -> &mut RegionBuild {
+        self.build.as_mut().expect("it goes back when this drops")
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(build) = self.build.take() {
+            let _ = self.turn.back.send(build); // There is room: it was taken out of there.
+        }
+    }
+}
 /// How long opening waits for other loads to end, if memory allows only so many at once.
 const OPEN_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Takes what a load needs to end, whatever other loads do: its pieces. The smaller the room, the
 /// smaller the pieces. What is not there in time, or can never be, is refused with the numbers.
-fn reserve_pieces(core: &CacheCore, region_count: u32) -> Result<(usize, MemoryGrant), MemoryRefused> {
+fn reserve_pieces(
+    core: &CacheCore,
+    region_count: u32,
+    patience: &Patience,
+) -> Result<(usize, MemoryGrant), MemoryRefused> {
     let bytes = |piece_bytes: usize| (piece_bytes * PIECES_PER_REGION) as u64 * u64::from(region_count);
     for piece_bytes in [core.piece_bytes, PIECE_BYTES_STEP] {
         if let Ok(grant) = core.pieces.try_take(MemoryUse::Buffers, bytes(piece_bytes)) {
@@ -322,8 +560,10 @@ fn reserve_pieces(core: &CacheCore, region_count: u32) -> Result<(usize, MemoryG
     }
     let least = bytes(PIECE_BYTES_STEP);
     let grant = core.budget.try_take(MemoryUse::Images, least).or_else(|refused| {
-        let deadline = Some(Instant::now() + OPEN_WAIT_MAX);
-        match core.pieces.take(MemoryUse::Buffers, least, deadline) {
+        let longest = Instant::now() + OPEN_WAIT_MAX;
+        let deadline = Some(patience.deadline.map_or(longest, |deadline| deadline.min(longest)));
+        let patience = Patience { deadline, ..patience.clone() };
+        match core.pieces.take_patiently(MemoryUse::Buffers, least, &patience) {
             // More than all pieces together: what regions may use is then the number that counts.
             Err(MemoryRefused::NeverFits { .. }) => Err(refused),
             taken => taken,
@@ -392,18 +632,38 @@ impl SealedSlice {
     /// plan's choice. A slice without any blob is NoData.
     ///
     /// # Errors
-    /// [`LoadError::Commit`], if the plan says to wait and the slice did not get to the disk.
+    /// [`LoadError::Commit`], if the plan says to wait and the slice did not get to the disk; [`LoadError::Late`],
+    /// if it was not there at the plan's deadline. It is the cache's all the same, and goes on to the disk:
+    /// [`Cache::sync`](crate::Cache::sync) tells what comes of it.
     #[doc(alias = "closeForWrites")]
-    pub fn close_for_writes(mut self) -> Result<(), LoadError> {
+    pub fn close_for_writes(self) -> Result<(), LoadError> {
+        self.close(None)
+    }
+
+    /// [`Self::close_for_writes`] as a future. Dropping it takes nothing back: the slice is closed, and nobody
+    /// waits for the disk.
+    pub fn close_for_writes_async(self) -> Pending<Result<(), LoadError>> {
+        let waits = self.core.waits.clone();
+        waits.start(move |cancel| self.close(Some(cancel)))
+    }
+
+    fn close(mut self, cancel: Option<CancelToken>) -> Result<(), LoadError> {
         self.closed = true;
+        let (key, fingerprint) = (|| self.entry.key.clone(), self.plan.fingerprint);
         let built = std::mem::take(&mut self.built);
         let hot = self.hot.take();
         let waits = self.plan.durability == Durability::Wait || hot.is_none();
-        let before = self.entry.change(|state| std::mem::replace(&mut state.hot, hot.clone()));
+        let (before, known) = self.entry.change(|state| {
+            let known = state.fingerprint();
+            (std::mem::replace(&mut state.hot, hot.clone()), known)
+        });
         drop(before); // Outside of the lock: its memory goes here, unless a lease still holds it.
+        if let Some(before) = known.filter(|before| *before != fingerprint) {
+            self.core.events.tell(|| Event::Resliced { key: key(), before, fingerprint });
+        }
         let commit = self.core.start_commit(
             self.entry.clone(),
-            self.plan.fingerprint,
+            fingerprint,
             self.region_count,
             self.folders.clone(),
             built,
@@ -413,9 +673,12 @@ impl SealedSlice {
         if !waits {
             return Ok(());
         }
-        commit
-            .wait()
-            .map_err(|source| LoadError::Commit { key: self.entry.key.clone(), source: Box::new(source) })
+        match commit.wait(&Patience { deadline: self.plan.deadline, cancel, stop: None }) {
+            Ok(outcome) => {
+                outcome.map_err(|source| LoadError::Commit { key: key(), source: Box::new(source) })
+            }
+            Err(_) => Err(LoadError::Late { key: key() }),
+        }
     }
 }
 
@@ -424,6 +687,9 @@ impl Drop for SealedSlice {
         if !self.closed {
             self.folders.remove_all(&self.core.spindles);
             self.entry.load_failed();
+            let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
+            let why = || "it was dropped before it was closed".to_owned();
+            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why: why() });
         }
     }
 }
@@ -441,6 +707,6 @@ pub(crate) fn load_error(key: Key, error: BuildError) -> LoadError {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A producer that panicked while it held a region leaves it as it was: blobs are whole or not begun.
+    // Under these locks stands only what is counted or moved.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

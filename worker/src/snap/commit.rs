@@ -12,11 +12,13 @@ use pelton_region_format::{Fingerprint, Key};
 
 use crate::budget::ledger::Reservation;
 use crate::region::arena::Image;
+use crate::scan::patience::Patience;
 use crate::slice::build::{BuildError, BuiltRegion, Site, WriteError, Writes};
 use crate::snap::hot::{HotSlice, RegionBytes};
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::spindle::engine::{DiskError, EntryKind, Op};
 use crate::spindle::held::Spindle;
+use crate::spindle::impeller::Lane;
 
 /// The folder of manifests on a spindle.
 pub(crate) const MANIFESTS: &str = "manifests";
@@ -68,9 +70,10 @@ impl LoadFolders {
     }
 
     /// Makes the folders.
-    pub(crate) fn create(&self, all: &[Arc<Spindle>], deadline: Option<Instant>) -> Result<(), DiskError> {
+    pub(crate) fn create(&self, all: &[Arc<Spindle>], patience: &Patience) -> Result<(), DiskError> {
         for spindle in self.used(all) {
-            spindle.impellers.run(Op::CreateFolder { path: self.folder(spindle) }, deadline)?;
+            let create = Op::CreateFolder { path: self.folder(spindle) };
+            spindle.impellers.run_patiently(Lane::HOUSE, create, patience)?;
         }
         Ok(())
     }
@@ -291,18 +294,19 @@ pub(crate) fn remove_slice(
     all: &[Arc<Spindle>],
     manifest: &Manifest,
     unlink_manifest: bool,
+    deadline: Option<Instant>,
 ) -> Result<(), DiskError> {
     let find = |uuid| all.iter().find(|spindle| spindle.uuid == uuid);
     if unlink_manifest && let Some(home) = manifest.spindles.first().and_then(|uuid| find(*uuid)) {
         let folder = home.folder.join(MANIFESTS);
-        home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, None)?;
-        home.impellers.run(Op::SyncFolder { path: folder }, None)?;
+        home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, deadline)?;
+        home.impellers.run(Op::SyncFolder { path: folder }, deadline)?;
     }
     let mut result = Ok(());
     for region in &manifest.regions {
         let Some(spindle) = find(manifest.spindles[region.spindle as usize]) else { continue };
         let path = spindle.folder.join(&region.path);
-        match spindle.impellers.run(Op::Unlink { path: path.clone() }, None) {
+        match spindle.impellers.run(Op::Unlink { path: path.clone() }, deadline) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 region.space.0.iter().for_each(|space| spindle.room.leave_behind(space.clone()));
                 result = result.and(Err(error));
@@ -311,7 +315,7 @@ pub(crate) fn remove_slice(
         }
         if let Some(folder) = path.parent() {
             // Goes only when its last region has gone.
-            let _ = spindle.impellers.run(Op::RemoveFolder { path: folder.to_owned() }, None);
+            let _ = spindle.impellers.run(Op::RemoveFolder { path: folder.to_owned() }, deadline);
         }
     }
     result

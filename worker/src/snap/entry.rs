@@ -1,10 +1,12 @@
 //! What the cache knows of one key: loading, in memory, on disk, or nothing.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
 use std::time::Instant;
 
-use pelton_region_format::Key;
+use pelton_region_format::{Fingerprint, Key};
 
+use crate::scan::patience::Patience;
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
 use crate::snap::warm::Attempt;
@@ -70,6 +72,12 @@ impl State {
         self.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, manifest))
     }
 
+    /// What decided the blobs of what is there.
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        let on_disk = || self.manifest.as_ref().map(|manifest| manifest.fingerprint);
+        self.hot.as_ref().map(|hot| hot.fingerprint).or_else(on_disk)
+    }
+
     /// Whether what is in memory is on the disk, too.
     pub(crate) fn is_durable(&self) -> bool {
         match (&self.hot, &self.manifest) {
@@ -77,6 +85,14 @@ impl State {
             (None, manifest) => manifest.is_some(),
             (Some(_), None) => false,
         }
+    }
+}
+
+/// Wakes those who wait for the state, when one of them is cancelled.
+impl Wake for Entry {
+    fn wake(self: Arc<Self>) {
+        drop(self.lock()); // Whoever has looked, and does not wait yet, waits by now.
+        self.changed.notify_all();
     }
 }
 
@@ -98,21 +114,24 @@ impl Entry {
         result
     }
 
-    /// Waits until the state satisfies the caller, who may answer with something; nothing at the deadline.
+    /// Waits until the state satisfies the caller, who may answer with something; nothing at the end of its
+    /// patience.
     pub(crate) fn wait<T>(
-        &self,
-        deadline: Option<Instant>,
+        self: &Arc<Self>,
+        patience: &Patience,
         mut satisfied: impl FnMut(&mut State) -> Option<T>,
     ) -> Option<T> {
+        let _watches = patience.watch(&Waker::from(self.clone()));
         let mut state = self.lock();
         loop {
             if let Some(answer) = satisfied(&mut state) {
                 return Some(answer);
             }
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            patience.check().ok()?;
+            state = match patience.deadline {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => return None,
-                Some(left) => {
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
                     self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };

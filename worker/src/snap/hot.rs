@@ -202,6 +202,11 @@ impl HotSlice {
         HotSlice { key, fingerprint, load_number, regions, hauled }
     }
 
+    /// How many bytes its regions have.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.bytes().len()).sum()
+    }
+
     /// Gives up one share. If it was the last one, what is on its way into memory ends within a step: waits for
     /// that, to the deadline.
     pub(crate) fn give_up(slice: Arc<HotSlice>, deadline: Instant) {

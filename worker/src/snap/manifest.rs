@@ -87,6 +87,11 @@ impl Manifest {
         format!("{}+{}+{}+{}.manifest", key.domain(), key.view(), key.clock(), key.slice())
     }
 
+    /// How many bytes its files have.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.file_bytes).sum()
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let record = Record {
             key: self.key.to_string(),

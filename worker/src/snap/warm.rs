@@ -20,6 +20,7 @@ use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, T
 
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::config::Verify;
+use crate::events::{Event, EventHub, reason};
 use crate::region::arena::{Image, ImageRoom, ImageRooms};
 use crate::region::map::{LARGE_PAGE_BYTES, RegionMap, SealedFile};
 use crate::region::residence::{Residence, SpindleResidence};
@@ -152,6 +153,8 @@ pub(crate) struct Attempt {
     found: Mutex<Found>,
     /// Hangs up when the last haul has ended.
     hauled: Receiver<Infallible>,
+    events: Arc<EventHub>,
+    begun: Instant,
     /// Set by the last look: a slice that can be leased, or why not.
     outcome: OnceLock<Result<Arc<HotSlice>, Arc<WarmError>>>,
 }
@@ -178,11 +181,16 @@ fn region_bytes_in_memory(record: &RegionRecord) -> u64 {
 
 impl Attempt {
     /// The attempt, and what its hauls hold until they end.
-    pub(crate) fn new(entry: Arc<Entry>, manifest: Arc<Manifest>) -> (Arc<Attempt>, Hauling) {
+    pub(crate) fn new(
+        entry: Arc<Entry>,
+        manifest: Arc<Manifest>,
+        events: Arc<EventHub>,
+    ) -> (Arc<Attempt>, Hauling) {
         let looks_left = manifest.regions.len();
         let found = Mutex::new(Found { looks_left, ..Found::default() });
         let (hauling, hauled) = bounded(0);
-        (Arc::new(Attempt { entry, manifest, found, hauled, outcome: OnceLock::new() }), Hauling(hauling))
+        let (begun, outcome) = (Instant::now(), OnceLock::new());
+        (Arc::new(Attempt { entry, manifest, found, hauled, events, begun, outcome }), Hauling(hauling))
     }
 
     pub(crate) fn outcome(&self) -> Option<&Result<Arc<HotSlice>, Arc<WarmError>>> {
@@ -226,8 +234,9 @@ impl Attempt {
                 Ok((region, way)) => {
                     let region = Arc::new(region);
                     // Not the attempt: it holds what comes of it, and a haul ends when nobody else holds that.
-                    let entry = answer.attempt.entry.clone();
-                    let haul = Haul { region: region.clone(), entry, way, verify, _hauling: hauling };
+                    let Attempt { entry, events, .. } = &*answer.attempt;
+                    let (entry, events) = (entry.clone(), events.clone());
+                    let haul = Haul { region: region.clone(), entry, events, way, verify, _hauling: hauling };
                     queue.haul(move |queue| haul.run(queue));
                     answer.give(Ok(region));
                 }
@@ -267,6 +276,16 @@ impl Attempt {
                 Ok(Arc::new(HotSlice::new(key.clone(), *fingerprint, *load_number, regions, hauled)))
             }
         };
+        self.events.tell(|| {
+            let key = self.manifest.key.clone();
+            match &outcome {
+                Ok(_) => {
+                    let (bytes, took) = (self.manifest.file_bytes(), self.begun.elapsed());
+                    Event::Warmed { key, bytes, took }
+                }
+                Err(error) => Event::WarmFailed { key, why: reason(&**error) },
+            }
+        });
         self.entry.change(|state| {
             state.warming = None;
             let is_current = state.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, &self.manifest));
@@ -487,6 +506,7 @@ fn filled(index: u32, outcome: Outcome, wanted: usize) -> Result<ImageRoom, Warm
 struct Haul {
     region: Arc<HotRegion>,
     entry: Arc<Entry>,
+    events: Arc<EventHub>,
     way: Way,
     verify: bool,
     /// Dropped after the region.
@@ -502,7 +522,8 @@ enum Stop {
 
 impl Haul {
     fn run(self, queue: &WarmQueue) {
-        let mut failure = FailOnDrop { region: &self.region, entry: &self.entry, error: None };
+        let (region, entry, events) = (&self.region, &*self.entry, &*self.events);
+        let mut failure = FailOnDrop { region, entry, events, error: None };
         failure.error = Some(WarmError::Panicked { index: self.region.index });
         failure.error = match bring(&self.region, self.way, self.verify, queue) {
             Ok(()) | Err(Stop::Unwanted) => None,
@@ -515,12 +536,14 @@ impl Haul {
 struct FailOnDrop<'a> {
     region: &'a Arc<HotRegion>,
     entry: &'a Entry,
+    events: &'a EventHub,
     error: Option<WarmError>,
 }
 
 impl Drop for FailOnDrop<'_> {
     fn drop(&mut self) {
         let Some(error) = self.error.take() else { return };
+        self.events.tell(|| Event::WarmFailed { key: self.entry.key.clone(), why: reason(&error) });
         self.region.watermark().fail(Arc::new(error));
         // Later leases try again; those there are keep what they have.
         let gone = self.entry.change(|state| {

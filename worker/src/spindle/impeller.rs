@@ -17,13 +17,15 @@ use std::io;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::engine::{Bell, Choice, DiskError, Engine, EngineKind, Finished, Op, Outcome, Subject};
 use super::file::SpindleFile;
+use crate::scan::patience::{Impatience, Patience};
 
 /// What an operation without bytes counts in the queue, so that a million of them are bounded as well.
 const OP_WEIGHT: u64 = 4096;
@@ -117,6 +119,28 @@ pub(crate) enum Refusal {
     /// Nothing will ever be taken on again.
     #[error("the spindle is closed")]
     Closed,
+    /// Whoever submitted it does not want it any more.
+    #[error("it was cancelled")]
+    Cancelled,
+}
+
+impl Refusal {
+    /// What it means for an operation.
+    pub(crate) fn of(self, subject: &Subject) -> DiskError {
+        match self {
+            Refusal::Late => subject.late(),
+            Refusal::Closed | Refusal::Cancelled => subject.cancelled(),
+        }
+    }
+}
+
+impl From<Impatience> for Refusal {
+    fn from(impatience: Impatience) -> Refusal {
+        match impatience {
+            Impatience::Late => Refusal::Late,
+            Impatience::Cancelled => Refusal::Cancelled,
+        }
+    }
 }
 
 /// What came of an operation, for whoever holds the other end of [`replies`].
@@ -232,7 +256,24 @@ impl Impellers {
         reply: Reply,
         deadline: Option<Instant>,
     ) -> Result<(), SubmitError> {
-        self.shared.push(lane, op, reply, deadline)
+        self.submit_patiently(lane, op, reply, &Patience::until(deadline))
+    }
+
+    /// The same for an operation that may be cancelled while it waits for room. Once queued it is done.
+    pub(crate) fn submit_patiently(
+        &self,
+        lane: Lane,
+        op: Op,
+        reply: Reply,
+        patience: &Patience,
+    ) -> Result<(), SubmitError> {
+        self.shared.push(lane, op, reply, patience)
+    }
+
+    /// Waits until the queue is not full, after those who came before. The room is nobody's then: whoever
+    /// submits may have to wait all the same, though seldom.
+    pub(crate) fn wait_for_room(&self, patience: &Patience) -> Result<(), Refusal> {
+        self.shared.wait_for_room(lock(&self.shared.queue), OP_WEIGHT, patience).map(drop)
     }
 
     /// Does one operation and waits for it, in the lane [`Lane::HOUSE`].
@@ -245,24 +286,28 @@ impl Impellers {
 
     /// Does one operation in a lane and waits for it, as [`Self::run`] does.
     pub(crate) fn run_in(&self, lane: Lane, op: Op, deadline: Option<Instant>) -> Result<Outcome, DiskError> {
+        self.run_patiently(lane, op, &Patience::until(deadline))
+    }
+
+    /// The same for an operation that nobody may want any more. Cancelled in the middle it is as after the
+    /// deadline: the disk may have done it.
+    pub(crate) fn run_patiently(
+        &self,
+        lane: Lane,
+        op: Op,
+        patience: &Patience,
+    ) -> Result<Outcome, DiskError> {
         let subject = op.subject();
         let (replies, completions) = replies();
-        if let Err(SubmitError { op, reason }) = self.submit(lane, op, replies.tag(0), deadline) {
+        if let Err(SubmitError { op, reason }) = self.submit_patiently(lane, op, replies.tag(0), patience) {
             lock(&self.shared.queue).leftover.extend(op.into_file());
-            return Err(match reason {
-                Refusal::Late => subject.late(),
-                Refusal::Closed => subject.cancelled(),
-            });
+            return Err(reason.of(&subject));
         }
         drop(replies); // So that a lost reply shows as a closed channel instead of a wait for ever.
-        let completion = match deadline {
-            Some(deadline) => completions.recv_deadline(deadline),
-            None => completions.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match completion {
-            Ok(completion) => completion.result,
-            Err(RecvTimeoutError::Timeout) => Err(subject.late()),
-            Err(RecvTimeoutError::Disconnected) => Err(subject.panicked("no answer came".to_owned())),
+        match patience.receive(&completions) {
+            Ok(Ok(completion)) => completion.result,
+            Ok(Err(_)) => Err(subject.panicked("no answer came".to_owned())),
+            Err(impatience) => Err(Refusal::from(impatience).of(&subject)),
         }
     }
 
@@ -529,31 +574,19 @@ impl Shared {
         Shared { queue: Mutex::new(queue), work: Condvar::new(), room: Condvar::new(), ended: Condvar::new() }
     }
 
-    fn push(&self, lane: Lane, op: Op, reply: Reply, deadline: Option<Instant>) -> Result<(), SubmitError> {
+    fn push(
+        self: &Arc<Self>,
+        lane: Lane,
+        op: Op,
+        reply: Reply,
+        patience: &Patience,
+    ) -> Result<(), SubmitError> {
         let weight = weight_of(&op);
-        let mut queue = lock(&self.queue);
-        if queue.phase == Phase::Open && !(queue.waiting.is_empty() && queue.has_room(weight)) {
-            let ticket = queue.ticket_next;
-            queue.ticket_next += 1;
-            queue.waiting.push_back(ticket);
-            // The front one alone is looked at: a large piece is not overtaken for ever by small ones.
-            while queue.phase == Phase::Open
-                && !(queue.waiting.front() == Some(&ticket) && queue.has_room(weight))
-            {
-                let Some(guard) = wait(&self.room, queue, deadline) else {
-                    queue = lock(&self.queue);
-                    queue.waiting.retain(|&other| other != ticket);
-                    self.room.notify_all(); // The one behind may fit where this one did not.
-                    return Err(SubmitError { op, reason: Refusal::Late });
-                };
-                queue = guard;
-            }
-            queue.waiting.retain(|&other| other != ticket);
-            self.room.notify_all();
-        }
-        if queue.phase != Phase::Open {
-            return Err(SubmitError { op, reason: Refusal::Closed });
-        }
+        let mut queue = match self.wait_for_room(lock(&self.queue), weight, patience) {
+            Ok(queue) => queue,
+            Err(reason) => return Err(SubmitError { op, reason }),
+        };
+        let deadline = patience.deadline;
         queue.weight_held += weight;
         queue.push(lane, Job { op, reply, deadline });
         if queue.idle > 0 {
@@ -563,6 +596,46 @@ impl Shared {
             bell();
         }
         Ok(())
+    }
+
+    /// Waits until there is room for this much, in the order of arrival.
+    fn wait_for_room<'a>(
+        self: &'a Arc<Self>,
+        mut queue: MutexGuard<'a, Queue>,
+        weight: u64,
+        patience: &Patience,
+    ) -> Result<MutexGuard<'a, Queue>, Refusal> {
+        if queue.phase == Phase::Open && !(queue.waiting.is_empty() && queue.has_room(weight)) {
+            let ticket = queue.ticket_next;
+            queue.ticket_next += 1;
+            queue.waiting.push_back(ticket);
+            drop(queue); // A cancel that comes while it is being watched for takes the lock.
+            let _watches = patience.watch(&Waker::from(self.clone()));
+            queue = lock(&self.queue);
+            // The front one alone is looked at: a large piece is not overtaken for ever by small ones.
+            while queue.phase == Phase::Open
+                && !(queue.waiting.front() == Some(&ticket) && queue.has_room(weight))
+            {
+                let waited = match patience.check() {
+                    Ok(()) => wait(&self.room, queue, patience.deadline).ok_or(Refusal::Late),
+                    Err(impatience) => Err(impatience.into()),
+                };
+                queue = match waited {
+                    Ok(guard) => guard,
+                    Err(refusal) => {
+                        lock(&self.queue).waiting.retain(|&other| other != ticket);
+                        self.room.notify_all(); // The one behind may fit where this one did not.
+                        return Err(refusal);
+                    }
+                };
+            }
+            queue.waiting.retain(|&other| other != ticket);
+            self.room.notify_all();
+        }
+        match queue.phase {
+            Phase::Open => Ok(queue),
+            Phase::Draining | Phase::Cancelling => Err(Refusal::Closed),
+        }
     }
 
     /// The next job for an impeller. Waits for one only if it has nothing under way.
@@ -664,6 +737,14 @@ impl Shared {
             let Some(guard) = wait(&self.ended, queue, Some(deadline)) else { return };
             queue = guard;
         }
+    }
+}
+
+/// Wakes those who wait for room, when one of them is cancelled.
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        drop(lock(&self.queue)); // Whoever has looked, and does not wait yet, waits by now.
+        self.room.notify_all();
     }
 }
 

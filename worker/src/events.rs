@@ -1,0 +1,327 @@
+//! What happens in a cache, told to whoever listens.
+//!
+//! ```text
+//! loads, commits, leases, disks ──tell──▶ hub ──▶ queue of listener 1 (bounded) ──▶ recv, next
+//!                                            └──▶ queue of listener 2 (bounded) ──▶ recv, next
+//! ```
+//!
+//! The cache never waits for a listener: when a queue is full its oldest event goes, and is counted.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+use pelton_region_format::{Fingerprint, Key};
+
+use crate::scan::patience::Patience;
+use crate::spindle::health::HealthState;
+
+/// How many events wait for one listener, at most.
+const WAITING_MAX: usize = 1024;
+
+/// What happened in a cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The cache is open. The first event of every listener, however late it came.
+    #[non_exhaustive]
+    Started {
+        /// When it was opened.
+        at: SystemTime,
+        /// How many slices it found on its disks.
+        slices: usize,
+    },
+    /// The cache is closed. The last event.
+    Stopped,
+    /// A load is open.
+    #[non_exhaustive]
+    LoadBegan {
+        /// The slice.
+        key: Key,
+        /// What decides its blobs.
+        fingerprint: Fingerprint,
+    },
+    /// All of a load has come: its regions are sealed.
+    #[non_exhaustive]
+    LoadSealed {
+        /// The slice.
+        key: Key,
+        /// What decides its blobs.
+        fingerprint: Fingerprint,
+        /// How many bytes its blobs have.
+        bytes: u64,
+        /// How long it was open.
+        took: Duration,
+    },
+    /// A load is over, and has left nothing.
+    #[non_exhaustive]
+    LoadFailed {
+        /// The slice.
+        key: Key,
+        /// What would have decided its blobs.
+        fingerprint: Fingerprint,
+        /// Why, for people.
+        why: String,
+    },
+    /// A load has replaced a slice that had another fingerprint.
+    #[non_exhaustive]
+    Resliced {
+        /// The slice.
+        key: Key,
+        /// What decided its blobs before.
+        before: Fingerprint,
+        /// What decides them now.
+        fingerprint: Fingerprint,
+    },
+    /// A slice is on the disks: it would survive the process.
+    #[non_exhaustive]
+    Durable {
+        /// The slice.
+        key: Key,
+        /// What decided its blobs.
+        fingerprint: Fingerprint,
+        /// How many bytes its files have.
+        bytes: u64,
+        /// How long that took, from the closing of the load.
+        took: Duration,
+    },
+    /// A slice did not get to the disks. What is in memory of it goes with the process.
+    #[non_exhaustive]
+    CommitFailed {
+        /// The slice.
+        key: Key,
+        /// What decided its blobs.
+        fingerprint: Fingerprint,
+        /// Whether it can be scanned, from memory.
+        in_memory: bool,
+        /// Why, for people.
+        why: String,
+    },
+    /// A slice is being brought from the disks into memory, and can be leased. Scans follow what has arrived.
+    #[non_exhaustive]
+    Warmed {
+        /// The slice.
+        key: Key,
+        /// How many bytes its files have.
+        bytes: u64,
+        /// How long it took until it could be leased.
+        took: Duration,
+    },
+    /// A slice could not be brought into memory, or not all of it.
+    #[non_exhaustive]
+    WarmFailed {
+        /// The slice.
+        key: Key,
+        /// Why, for people.
+        why: String,
+    },
+    /// Somebody asked for a slice that was in memory.
+    #[non_exhaustive]
+    HotLeased {
+        /// The slice.
+        key: Key,
+    },
+    /// A slice has left memory; leases go on.
+    #[non_exhaustive]
+    Evicted {
+        /// The slice.
+        key: Key,
+        /// How many bytes its regions had there.
+        bytes: u64,
+    },
+    /// A slice has left the disks, and memory.
+    #[non_exhaustive]
+    Flushed {
+        /// The slice.
+        key: Key,
+        /// How many bytes its files had.
+        bytes: u64,
+    },
+    /// A spindle is trusted more or less than before.
+    #[non_exhaustive]
+    Spindle {
+        /// Its folder.
+        folder: PathBuf,
+        /// Where it stands now.
+        state: HealthState,
+        /// The last thing that went wrong, unless nothing is wrong any more.
+        fault: Option<String>,
+    },
+}
+
+/// Why there is no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoEvent {
+    /// None came in time. Wait again.
+    #[error("no event came in time")]
+    Late,
+    /// The cache is closed, and all its events were told.
+    #[error("the cache is closed: there are no more events")]
+    Stopped,
+}
+
+/// One listener's events, in the order in which they happened. Dropping it ends the listening.
+#[derive(Debug)]
+pub struct Events {
+    inbox: Arc<Inbox>,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    state: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    events: VecDeque<Event>,
+    lost: u64,
+    stopped: bool,
+    waker: Option<Waker>,
+}
+
+impl Events {
+    /// The next event, if one is there.
+    pub fn try_recv(&mut self) -> Option<Event> {
+        self.inbox.lock().events.pop_front()
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// [`NoEvent`].
+    pub fn recv(&mut self, deadline: Option<Instant>) -> Result<Event, NoEvent> {
+        let received = Patience::until(deadline).wait(pin!(self.next()));
+        received.map_err(|_| NoEvent::Late)?.ok_or(NoEvent::Stopped)
+    }
+
+    /// Waits for the next event, for any runtime; nothing after the last one. Dropping the future loses no event.
+    #[allow(clippy::should_implement_trait, reason = "a stream's, and there is none in std")]
+    pub fn next(&mut self) -> impl Future<Output = Option<Event>> + Send + '_ {
+        poll_fn(|context| self.inbox.poll(context))
+    }
+
+    /// How many events were dropped, since the listener did not take them in time.
+    pub fn lost(&self) -> u64 {
+        self.inbox.lock().lost
+    }
+}
+
+impl Inbox {
+    /// Puts it at the end. Whoever waits for it is to be woken, outside of all locks: a waker may run anything.
+    #[must_use]
+    fn put(&self, event: Event) -> Option<Waker> {
+        let mut state = self.lock();
+        if state.events.len() == WAITING_MAX {
+            // What happened last says most about how things are now.
+            state.events.pop_front();
+            state.lost += 1;
+        }
+        state.stopped |= event == Event::Stopped;
+        state.events.push_back(event);
+        state.waker.take()
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut state = self.lock();
+        match state.events.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if state.stopped => Poll::Ready(None),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the cache tells its events.
+#[derive(Debug)]
+pub(crate) struct EventHub {
+    started: Event,
+    listeners: Mutex<Listeners>,
+    /// Written under the lock, when a listener comes; read without it, so that an event that nobody hears costs
+    /// nothing. It publishes nothing but itself.
+    heard: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    inboxes: Vec<Weak<Inbox>>,
+    stopped: bool,
+}
+
+impl EventHub {
+    /// Of a cache that is opened now.
+    pub(crate) fn new(slices: usize) -> EventHub {
+        EventHub {
+            started: Event::Started { at: SystemTime::now(), slices },
+            listeners: Mutex::default(),
+            heard: AtomicBool::new(false),
+        }
+    }
+
+    /// One more listener.
+    pub(crate) fn listen(&self) -> Events {
+        let inbox = Arc::new(Inbox::default());
+        let put = |event| drop(inbox.put(event)); // Nobody waits for it yet.
+        put(self.started.clone());
+        let mut listeners = self.lock();
+        if listeners.stopped {
+            put(Event::Stopped);
+        }
+        listeners.inboxes.push(Arc::downgrade(&inbox));
+        self.heard.store(true, Ordering::Relaxed);
+        Events { inbox }
+    }
+
+    /// Tells all listeners. The event is made only if there is one.
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+        if !self.heard.load(Ordering::Relaxed) {
+            return;
+        }
+        let event = event();
+        // Under the lock, so that all hear events in the same order.
+        let mut listeners = self.lock();
+        if listeners.stopped {
+            return;
+        }
+        listeners.stopped = event == Event::Stopped;
+        listeners.inboxes.retain(|inbox| inbox.strong_count() > 0);
+        let inboxes = listeners.inboxes.iter().filter_map(Weak::upgrade);
+        let wakers: Vec<Waker> = inboxes.filter_map(|inbox| inbox.put(event.clone())).collect();
+        drop(listeners);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The last event.
+    pub(crate) fn stop(&self) {
+        self.tell(|| Event::Stopped);
+        self.lock().stopped = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn reason(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
