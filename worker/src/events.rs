@@ -325,3 +325,74 @@ pub(crate) fn reason(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn hot(slice: u32) -> Event {
+        Event::HotLeased { key: format!("test/events@1#{slice}").parse().unwrap() }
+    }
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + Duration::from_secs(60))
+    }
+
+    #[test]
+    fn every_listener_hears_what_happens_while_it_listens() {
+        let hub = EventHub::new(3);
+        hub.tell(|| unreachable!("nobody listens, so nothing is made"));
+        let mut first = hub.listen();
+        hub.tell(|| hot(1));
+        let mut second = hub.listen();
+        hub.tell(|| hot(2));
+        for (events, expected) in [(&mut first, vec![hot(1), hot(2)]), (&mut second, vec![hot(2)])] {
+            assert!(matches!(events.recv(None), Ok(Event::Started { slices: 3, .. })));
+            for event in expected {
+                assert_eq!(events.recv(soon()), Ok(event));
+            }
+            assert_eq!(events.try_recv(), None);
+            assert_eq!(events.recv(Some(Instant::now())), Err(NoEvent::Late));
+        }
+        hub.stop();
+        hub.tell(|| hot(3));
+        let mut late = hub.listen();
+        assert!(matches!(late.recv(None), Ok(Event::Started { .. })));
+        for events in [&mut first, &mut second, &mut late] {
+            assert_eq!(events.recv(None), Ok(Event::Stopped), "the last one");
+            assert_eq!(events.recv(None), Err(NoEvent::Stopped));
+        }
+    }
+
+    #[test]
+    fn a_slow_listener_loses_the_oldest_and_can_ask_how_many() {
+        let hub = EventHub::new(0);
+        let mut events = hub.listen();
+        let count = WAITING_MAX as u32 + 10;
+        (0..count).for_each(|slice| hub.tell(|| hot(slice)));
+        // The first one, too: that the cache was opened.
+        assert_eq!(events.lost(), 11);
+        assert_eq!(events.recv(None), Ok(hot(10)));
+        assert_eq!(std::iter::from_fn(|| events.try_recv()).last(), Some(hot(count - 1)));
+    }
+
+    #[test]
+    fn whoever_waits_is_woken_and_a_listener_that_went_is_forgotten() {
+        let hub = Arc::new(EventHub::new(0));
+        let mut events = hub.listen();
+        drop(hub.listen());
+        assert!(matches!(events.try_recv(), Some(Event::Started { .. })));
+        let waiter = thread::spawn(move || {
+            let patience = Patience::until(soon());
+            let next = patience.wait(pin!(events.next())).unwrap();
+            (next, events.recv(soon()))
+        });
+        hub.tell(|| hot(1));
+        hub.tell(|| hot(2));
+        assert_eq!(waiter.join().unwrap(), (Some(hot(1)), Ok(hot(2))));
+        hub.tell(|| hot(3));
+        assert_eq!(hub.lock().inboxes.len(), 0);
+    }
+}

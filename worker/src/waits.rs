@@ -113,6 +113,11 @@ impl Waits {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        lock(&self.shared.queue).pending.is_empty()
+    }
+
     /// To an idle thread, or to a new one. Gives the job back if there is neither.
     fn hand_over(&self, job: Job) -> Result<(), Job> {
         let mut queue = lock(&self.shared.queue);

@@ -1,5 +1,8 @@
 //! The cache on disks that fail as told.
 
+mod events;
+mod pending;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,7 +10,7 @@ use pelton_region_format::Fingerprint;
 use rustix::io::Errno;
 
 use super::*;
-use crate::slice::parcel::ParcelBuilder;
+use crate::slice::parcel::{Parcel, ParcelBuilder};
 use crate::slice::plan::{Durability, WritePath};
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
 use crate::spindle::health::HealthLimits;

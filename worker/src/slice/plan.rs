@@ -52,7 +52,8 @@ pub struct LoadPlan {
     pub expected_bytes: Option<u64>,
     /// How many bytes of blobs may come: the load fails when more do.
     pub max_bytes: Option<u64>,
-    /// Until when the load waits for memory and disks while parcels come. By default as long as it takes.
+    /// Until when the load waits as a whole, from opening to closing: for other loads, memory and disks. By default
+    /// as long as it takes.
     pub deadline: Option<Instant>,
 }
 

@@ -616,18 +616,12 @@ impl Shared {
             while queue.phase == Phase::Open
                 && !(queue.waiting.front() == Some(&ticket) && queue.has_room(weight))
             {
-                let waited = match patience.check() {
-                    Ok(()) => wait(&self.room, queue, patience.deadline).ok_or(Refusal::Late),
-                    Err(impatience) => Err(impatience.into()),
-                };
-                queue = match waited {
-                    Ok(guard) => guard,
-                    Err(refusal) => {
-                        lock(&self.queue).waiting.retain(|&other| other != ticket);
-                        self.room.notify_all(); // The one behind may fit where this one did not.
-                        return Err(refusal);
-                    }
-                };
+                if let Err(impatience) = patience.check() {
+                    queue.waiting.retain(|&other| other != ticket);
+                    self.room.notify_all(); // The one behind may fit where this one did not.
+                    return Err(impatience.into());
+                }
+                queue = wait_at_most(&self.room, queue, patience.deadline);
             }
             queue.waiting.retain(|&other| other != ticket);
             self.room.notify_all();
@@ -733,9 +727,8 @@ impl Shared {
 
     fn wait_for_end(&self, deadline: Instant) {
         let mut queue = lock(&self.queue);
-        while !queue.alive.is_empty() {
-            let Some(guard) = wait(&self.ended, queue, Some(deadline)) else { return };
-            queue = guard;
+        while !queue.alive.is_empty() && Instant::now() < deadline {
+            queue = wait_at_most(&self.ended, queue, Some(deadline));
         }
     }
 }
@@ -821,17 +814,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits to be woken, or for the deadline, which gives None.
-fn wait<'a, T>(
+/// Waits to be woken, or for the deadline.
+fn wait_at_most<'a, T>(
     condvar: &Condvar,
     guard: MutexGuard<'a, T>,
     deadline: Option<Instant>,
-) -> Option<MutexGuard<'a, T>> {
-    let Some(deadline) = deadline else {
-        return Some(condvar.wait(guard).unwrap_or_else(PoisonError::into_inner));
-    };
-    let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-    Some(condvar.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0)
+) -> MutexGuard<'a, T> {
+    match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+        None => condvar.wait(guard).unwrap_or_else(PoisonError::into_inner),
+        Some(left) => condvar.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0,
+    }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

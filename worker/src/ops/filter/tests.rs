@@ -280,7 +280,8 @@ fn what_is_written_shortest_is_what_people_write() {
 #[test]
 fn the_docs_have_the_same_names() {
     let docs = include_str!("../../../../docs/operations.md");
-    let rows: Vec<_> = docs.lines().filter(|line| line.starts_with("| `")).collect();
+    let filters = docs.split("\n## ").find(|section| section.starts_with("Filters")).unwrap();
+    let rows: Vec<_> = filters.lines().filter(|line| line.starts_with("| `")).collect();
     let expected: Vec<_> = FIELDS
         .iter()
         .map(|field| {
