@@ -191,10 +191,11 @@ struct Turn {
     back: Sender<RegionBuild>,
 }
 
-/// A region that one call works at. It goes back by itself, so that a panic does not keep it.
+/// A region that one call works at. It goes back by itself; a panic ends the load, which has a part of a parcel then.
 struct Taken<'t> {
     build: Option<RegionBuild>,
     turn: &'t Turn,
+    load: &'t Load,
 }
 
 impl SliceWriter {
@@ -377,7 +378,6 @@ impl Load {
             _ => {}
         }
         // From here on all of the parcel is taken, or the load is over.
-        let _guard = EndOnPanic(self);
         self.deal(draft, open.blobs()).inspect_err(|error| self.end(|| reason(error)))
     }
 
@@ -401,12 +401,16 @@ impl Load {
         }
         let patience = Patience { stop: Some(self.over.clone()), ..Patience::until(self.plan.deadline) };
         for (turn, lot) in draft.regions.iter().zip(lots).filter(|(_, lot)| !lot.is_empty()) {
-            let mut region = turn.take(&patience).map_err(|impatience| match impatience {
+            let mut region = turn.take(self, &patience).map_err(|impatience| match impatience {
                 Impatience::Late => LoadError::Late { key: key() },
                 Impatience::Cancelled => self.is_over(),
             })?;
-            let put = lot.into_iter().try_for_each(|blob| region.build().put(blob));
-            put.map_err(|error| self.build_error(error))?;
+            if let Err(error) = lot.into_iter().try_for_each(|blob| region.build().put(blob)) {
+                let error = self.build_error(error);
+                // Before the region goes back: it is not whole, and the next call must see that.
+                self.end(|| reason(&error));
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -484,17 +488,6 @@ impl Load {
     }
 }
 
-/// A panic in the middle of a parcel must not leave a part of it.
-struct EndOnPanic<'l>(&'l Load);
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.end(|| "a call panicked".to_owned());
-        }
-    }
-}
-
 impl Draft {
     /// What is written is the sealed slice's from here on.
     fn hand_on(mut self) -> LoadFolders {
@@ -523,9 +516,14 @@ impl Turn {
     }
 
     /// Waits until nobody else works at the region.
-    fn take(&self, patience: &Patience) -> Result<Taken<'_>, Impatience> {
+    fn take<'t>(&'t self, load: &'t Load, patience: &Patience) -> Result<Taken<'t>, Impatience> {
         let build = patience.receive(&self.next)?.expect("this end of the channel is kept, too");
-        Ok(Taken { build: Some(build), turn: self })
+        let taken = Taken { build: Some(build), turn: self, load };
+        // Whoever had it before may have failed in the middle.
+        match load.over.is_cancelled() {
+            true => Err(Impatience::Cancelled),
+            false => Ok(taken),
+        }
     }
 }
 
@@ -537,6 +535,9 @@ impl Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.load.end(|| "a call panicked".to_owned());
+        }
         if let Some(build) = self.build.take() {
             let _ = self.turn.back.send(build); // There is room: it was taken out of there.
         }
@@ -709,4 +710,44 @@ pub(crate) fn load_error(key: Key, error: BuildError) -> LoadError {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Under these locks stands only what is counted or moved.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use pelton_region_format::Fingerprint;
+
+    use super::*;
+    use crate::slice::parcel::ParcelBuilder;
+    use crate::snap::entry::SnapState;
+
+    #[test]
+    fn a_panic_in_the_middle_of_a_parcel_ends_the_load() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = crate::Cache::builder().spindle(folder.path().join("spindle"), 1 << 30).open().unwrap();
+        let mut events = cache.events();
+        let snap = cache.snap(&"test/panic@1#0".parse().unwrap());
+        let writer = snap.open_for_writes(LoadPlan::new(Fingerprint::from_bytes([1; 32]))).unwrap();
+        let parcel = || {
+            let mut parcel = ParcelBuilder::default();
+            parcel.push(b"a blob").unwrap();
+            parcel.finish()
+        };
+        writer.queue_parcel(parcel()).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let call = writer.load.call().unwrap();
+            let _region = call.draft.regions[0].take(&writer.load, &Patience::default()).unwrap();
+            panic!("while it puts a blob");
+        }));
+        assert!(panicked.is_err());
+        assert!(matches!(writer.queue_parcel(parcel()), Err(LoadError::Over { .. })));
+        assert_eq!(snap.status().state, SnapState::Cold, "nothing of it is left, though the writer is there");
+        let why = std::iter::from_fn(|| events.try_recv()).find_map(|event| match event {
+            Event::LoadFailed { why, .. } => Some(why),
+            _ => None,
+        });
+        assert_eq!(why.as_deref(), Some("a call panicked"));
+        assert!(matches!(writer.wait_for_writes(), Err(LoadError::Over { .. })));
+    }
 }

@@ -133,6 +133,44 @@ fn lanes_take_turns() {
     assert_eq!(order, [u64::MAX, 10, 20, 30, 11, 21, 12, 13]);
 }
 
+/// Who waits for a full queue and is cancelled leaves it, and those behind go on.
+#[test]
+fn a_cancel_ends_the_wait_for_a_full_queue() {
+    use crate::scan::cancel::CancelToken;
+    use crate::scan::patience::Patience;
+
+    let folder = tempfile::tempdir().unwrap();
+    let hang = Hang::new(&folder, "hang");
+    let impellers = start();
+    let (replies, completions) = replies();
+    let file = create(&impellers, &folder.path().join("a"));
+    hang.hold(&impellers, &replies);
+    let piece = vec![7; 8 << 20];
+    impellers.submit(Lane(0), write(&file, 0, &piece), replies.tag(0), None).unwrap();
+    let cancel = CancelToken::new();
+    let patience = Patience { cancel: Some(cancel.clone()), ..Patience::default() };
+    thread::scope(|scope| {
+        let first = write(&file, 8 * MIB, &piece);
+        let first = scope
+            .spawn(|| impellers.submit_patiently(Lane(0), first, replies.tag(1), &patience).unwrap_err());
+        while lock(&impellers.shared.queue).waiting.len() < 1 {
+            thread::yield_now();
+        }
+        // It would fit where the first one does not.
+        let second = scope.spawn(|| impellers.wait_for_room(&Patience::until(Some(later()))));
+        while lock(&impellers.shared.queue).waiting.len() < 2 {
+            thread::yield_now();
+        }
+        cancel.cancel();
+        assert_eq!(first.join().unwrap().reason, Refusal::Cancelled);
+        second.join().unwrap().unwrap();
+    });
+    hang.let_go();
+    for _ in 0..2 {
+        completions.recv().unwrap();
+    }
+}
+
 /// A full queue makes submitters wait, to their deadline, and gives the operation back.
 #[test]
 fn the_queue_is_bounded_in_bytes() {
