@@ -171,6 +171,23 @@ fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
+/// What a plan or a parcel says is not believed: an error, and the slice can be loaded right after.
+#[test]
+fn plans_and_parcels_that_say_nonsense_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path(), 2, IoEngine::Auto);
+    let key: Key = "test/nonsense@1#0".parse().unwrap();
+    for regions in [0, 4097, u32::MAX] {
+        let error = cache.snap(&key).open_for_writes(plan(1, regions, WritePath::Auto)).err().unwrap();
+        assert!(matches!(error, LoadError::Regions { .. }), "{error:?}");
+    }
+    let writer = cache.snap(&key).open_for_writes(plan(1, 3, WritePath::Auto)).unwrap();
+    let error = writer.queue_parcel(Parcel::packed(Codec::Lz4, 1, usize::MAX, vec![0; 10])).unwrap_err();
+    assert!(matches!(error, LoadError::ParcelTooLarge { .. }), "{error:?}");
+    drop(writer);
+    load(&cache, &key, plan(1, 3, WritePath::Auto), &sample(20, 6), Codec::None);
+}
+
 #[test]
 fn a_load_that_is_dropped_leaves_no_file_and_the_next_one_works() {
     let folder = tempfile::tempdir().unwrap();

@@ -20,10 +20,10 @@ use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
 use crate::slice::build::{BuiltRegion, RegionBuild};
-use crate::slice::plan::LoadPlan;
+use crate::slice::plan::{LoadPlan, REGIONS_MAX};
 use crate::slice::scratch::Scratch;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
-use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_slice};
+use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_manifest, remove_regions};
 pub(crate) use crate::snap::entry::Entry;
 use crate::snap::entry::{SnapState, State};
 use crate::snap::hot::HotSlice;
@@ -137,7 +137,7 @@ pub enum FlushError {
         /// The slice.
         key: Key,
         /// What the disk said.
-        source: DiskError,
+        source: Box<DiskError>,
     },
 }
 
@@ -420,6 +420,10 @@ impl Snap {
         if self.core.closed.load(Ordering::Relaxed) {
             return Err(LoadError::Closed { key: key() });
         }
+        let regions = plan.regions.unwrap_or(self.core.regions_default);
+        if !(1..=REGIONS_MAX).contains(&regions) {
+            return Err(LoadError::Regions { key: key(), regions });
+        }
         // A slice that is on its way to the disk is waited for: its manifest has the same name.
         let begun = self.entry.wait(patience, |state| match (state.loading, state.committing) {
             (true, _) => Some(false),
@@ -433,7 +437,6 @@ impl Snap {
             return Err(LoadError::Busy { key: key() });
         }
         let load_number = self.core.next_load.fetch_add(1, Ordering::Relaxed);
-        let regions = plan.regions.unwrap_or(self.core.regions_default);
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
         let place = || place(spindles, first, regions, plan.expected_bytes);
@@ -659,13 +662,27 @@ impl Snap {
         let key = || self.entry.key.clone();
         let taken = self.entry.wait(patience, |state| {
             let busy = state.loading || state.committing || state.reserving || state.warming.is_some();
-            (!busy).then(|| (state.hot.take(), state.manifest.take()))
+            (!busy).then(|| {
+                // A load that came meanwhile would commit under the name that is unlinked here: it waits.
+                state.committing = state.manifest.is_some();
+                (state.hot.take(), state.manifest.take())
+            })
         });
         let Some((hot, manifest)) = taken else { return Err(FlushError::Late { key: key() }) };
         let was_there = hot.is_some() || manifest.is_some();
         if let Some(manifest) = &manifest {
-            remove_slice(&self.core.spindles, manifest, true, patience.deadline)
-                .map_err(|source| FlushError::Disk { key: key(), source })?;
+            let (spindles, deadline) = (&self.core.spindles, patience.deadline);
+            let removed = remove_manifest(spindles, manifest, deadline);
+            self.entry.change(|state| {
+                state.committing = false;
+                if removed.is_err() {
+                    // Its files are all there still, and may be found again at the next start.
+                    state.manifest = Some(manifest.clone());
+                }
+            });
+            removed
+                .and_then(|()| remove_regions(spindles, manifest, deadline))
+                .map_err(|source| FlushError::Disk { key: key(), source: Box::new(source) })?;
         }
         if was_there {
             let bytes = manifest.as_ref().map_or(0, |manifest| manifest.file_bytes());
@@ -931,7 +948,9 @@ fn end_commit(
         // The new manifest stands under the same name, unless its home is another spindle. The next load's may
         // stand there again, so that one waits until this is over.
         let same_home = manifest.spindles.first() == before.spindles.first();
-        let _ = remove_slice(spindles, &before, !same_home, None);
+        if same_home || remove_manifest(spindles, &before, None).is_ok() {
+            let _ = remove_regions(spindles, &before, None);
+        }
     }
     entry.change(|state| state.committing = false);
     Ok(manifest.file_bytes())

@@ -51,7 +51,7 @@ fn memory_must_be_a_size_and_enough() {
     }
     story.run(&[&load[..], &["1MiB"]].concat()).fails_saying(&["memory is 1", "64"]);
     let wide = [&load[..], &["64MiB", "--slices", "4", "--regions", "8"]].concat();
-    story.run(&wide).fails_saying(&["got no memory", "32.0 MiB", "40.0 MiB"]);
+    story.run(&wide).fails_saying(&["got no memory", "32.0 MiB", "38.0 MiB"]);
     story.run(&[&load[..], &["64MiB"]].concat()).ok();
     story.holds(&["one"], &["--memory", "64MiB"]);
 }

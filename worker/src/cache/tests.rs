@@ -176,6 +176,21 @@ fn a_sync_that_fails_without_another_spindle_leaves_the_slice_in_memory_and_mark
     assert!(matches!(scan(&cache), Err(LeaseError::NotThere { .. })));
 }
 
+/// The name of a manifest that was not replaced still stands for the slice before.
+#[test]
+fn a_manifest_that_can_not_be_renamed_leaves_the_one_before() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    rig.disks[0].clone().with_fault(When::Every("rename"), Failure::Error(Errno::IO));
+    let error = load(&cache, plan(WritePath::Direct)).unwrap_err();
+    assert!(matches!(error, LoadError::Commit { .. }), "{error:?}");
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+    drop(cache);
+    let after = Rig { disks: vec![rig.disks[0].restart()], ..rig };
+    assert_eq!(scan(&after.open(HealthLimits::default())).unwrap(), BLOBS, "after a power cut");
+}
+
 #[test]
 fn a_failing_spindle_is_quarantined_and_the_others_go_on() {
     let rig = Rig::new(2);

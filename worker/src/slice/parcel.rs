@@ -57,7 +57,8 @@ impl Parcel {
     pub(crate) fn memory_bytes(&self) -> usize {
         match self.codec {
             Codec::None => self.body.len(),
-            _ => self.body.len() + self.inflated_bytes,
+            // Whoever made the parcel says how much it inflates to: the sum may be beyond all numbers.
+            _ => self.body.len().saturating_add(self.inflated_bytes),
         }
     }
 

@@ -6,6 +6,9 @@ use pelton_region_format::{ALIGNMENT_DEFAULT, Fingerprint};
 
 use crate::slice::deal::Deal;
 
+/// Over how many regions a slice may be dealt: a manifest that names them all stays below a MiB.
+pub(crate) const REGIONS_MAX: u32 = 4096;
+
 /// When closing a load returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

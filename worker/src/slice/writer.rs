@@ -17,7 +17,7 @@ use crate::scan::patience::{Impatience, Patience};
 use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site, WriteError};
 use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
-use crate::slice::plan::{Durability, LoadPlan, WritePath};
+use crate::slice::plan::{Durability, LoadPlan, REGIONS_MAX, WritePath};
 use crate::snap::commit::{CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice};
 use crate::snap::reaper::ReaperInbox;
@@ -38,6 +38,14 @@ pub enum LoadError {
         key: Key,
         /// What was tried, where, and why it failed.
         source: Box<DiskError>,
+    },
+    /// The plan deals over no region, or over more than a manifest names. Choose another number.
+    #[error("the load of {key} can't be dealt over {regions} regions, allowed is 1 to {REGIONS_MAX}")]
+    Regions {
+        /// The slice.
+        key: Key,
+        /// What the plan says.
+        regions: u32,
     },
     /// The memory budget does not allow it. Evict something, or configure more.
     #[error("the load of {key} got no memory")]

@@ -275,33 +275,42 @@ fn write_manifest(home: &Spindle, manifest: &Manifest) -> Result<(), DiskError> 
     let path = folder.join(Manifest::file_name(&manifest.key));
     let temporary = path.with_extension(format!("{}.tmp", manifest.load_number));
     home.impellers.run(Op::WriteSmall { path: temporary.clone(), bytes: manifest.encode() }, None)?;
-    let publish = || {
-        home.impellers.run(Op::Rename { from: temporary.clone(), to: path.clone() }, None)?;
-        home.impellers.run(Op::SyncFolder { path: folder }, None)
-    };
-    if let Err(error) = publish() {
-        // Nobody knows whether the new name is on the disk. What it names goes, so it must not stay.
+    let rename = Op::Rename { from: temporary.clone(), to: path.clone() };
+    if let Err(error) = home.impellers.run(rename, None) {
+        // The name still stands for what was there before, which stays.
         let _ = home.impellers.run(Op::Unlink { path: temporary }, None);
+        return Err(error);
+    }
+    if let Err(error) = home.impellers.run(Op::SyncFolder { path: folder }, None) {
+        // Nobody knows whether the new name is on the disk. What it names goes, so it must not stay.
         let _ = home.impellers.run(Op::Unlink { path }, None);
         return Err(error);
     }
     Ok(())
 }
 
-/// Takes a slice off the disks: first it ceases to exist, then its files go. A file that can't be removed stays
-/// counted, and the next start's cleaner removes it.
-pub(crate) fn remove_slice(
+/// Takes a slice's manifest off its disk: from here on the slice does not exist there.
+pub(crate) fn remove_manifest(
     all: &[Arc<Spindle>],
     manifest: &Manifest,
-    unlink_manifest: bool,
+    deadline: Option<Instant>,
+) -> Result<(), DiskError> {
+    let home = |uuid| all.iter().find(|spindle| spindle.uuid == uuid);
+    let Some(home) = manifest.spindles.first().and_then(|uuid| home(*uuid)) else { return Ok(()) };
+    let folder = home.folder.join(MANIFESTS);
+    home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, deadline)?;
+    home.impellers.run(Op::SyncFolder { path: folder }, deadline)?;
+    Ok(())
+}
+
+/// Takes the files of a slice that exists no more off the disks. One that can't be removed stays counted, and the
+/// next start's cleaner removes it.
+pub(crate) fn remove_regions(
+    all: &[Arc<Spindle>],
+    manifest: &Manifest,
     deadline: Option<Instant>,
 ) -> Result<(), DiskError> {
     let find = |uuid| all.iter().find(|spindle| spindle.uuid == uuid);
-    if unlink_manifest && let Some(home) = manifest.spindles.first().and_then(|uuid| find(*uuid)) {
-        let folder = home.folder.join(MANIFESTS);
-        home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, deadline)?;
-        home.impellers.run(Op::SyncFolder { path: folder }, deadline)?;
-    }
     let mut result = Ok(());
     for region in &manifest.regions {
         let Some(spindle) = find(manifest.spindles[region.spindle as usize]) else { continue };

@@ -7,6 +7,7 @@
 //! The order matters: what is still mapped stays in the page cache whatever it is told, and memory is free
 //! only when it is unmapped.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -130,7 +131,8 @@ impl LazyThread {
 fn reap(orders: &Receiver<Order>) {
     for order in orders {
         match order {
-            Order::Bury(remains) => bury(*remains),
+            // A panic in one burial must not keep all later memory. What was moved in is dropped with it.
+            Order::Bury(remains) => drop(catch_unwind(AssertUnwindSafe(|| bury(*remains)))),
             Order::Settle(done) => drop(done),
         }
     }

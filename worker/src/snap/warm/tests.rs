@@ -194,7 +194,9 @@ fn wait_until_unmapped(cache: &Cache) {
 fn wait_until_not_hot(cache: &Cache) {
     let entry = cache.core_for_tests().entry_for_tests(&key());
     let deadline = Instant::now() + Duration::from_secs(60);
-    entry.wait(Some(deadline), |state| state.hot.is_none().then_some(())).expect("it ceases to be hot");
+    entry
+        .wait(&Patience::until(Some(deadline)), |state| state.hot.is_none().then_some(()))
+        .expect("it ceases to be hot");
 }
 
 #[test]
