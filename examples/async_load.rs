@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use pelton::{Cache, Event, Fingerprint, Key, LoadError, LoadPlan, ParcelBuilder, SliceWriter, Want};
+use pelton::{
+    Cache, Event, Fingerprint, FoldError, Key, LoadError, LoadPlan, ParcelBuilder, SliceWriter, Want,
+};
 
 const PARCELS: u64 = 50;
 const NUMBERS: u64 = 100;
@@ -39,7 +41,7 @@ async fn load_and_scan(cache: &Cache) -> Result<u64, Box<dyn Error>> {
     let sum = lease.scan_async(
         |blobs, sum: &mut u64| {
             while let Some(blob) = blobs.next()? {
-                *sum += u64::from_le_bytes(blob.try_into()?);
+                *sum += u64::from_le_bytes(blob.try_into().map_err(FoldError::caller)?);
             }
             Ok(())
         },

@@ -153,7 +153,7 @@ fn a_cancel_ends_the_wait_for_a_full_queue() {
         let first = write(&file, 8 * MIB, &piece);
         let first = scope
             .spawn(|| impellers.submit_patiently(Lane(0), first, replies.tag(1), &patience).unwrap_err());
-        while lock(&impellers.shared.queue).waiting.len() < 1 {
+        while lock(&impellers.shared.queue).waiting.is_empty() {
             thread::yield_now();
         }
         // It would fit where the first one does not.
