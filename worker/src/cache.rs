@@ -130,8 +130,8 @@ pub enum FlushError {
         /// The slice.
         key: Key,
     },
-    /// The disk refused, or did not answer in time. The slice is gone from the cache; if it is still named by its
-    /// manifest, the next start finds it again.
+    /// The disk refused, or did not answer in time. If it would not let the manifest go, the slice is still there;
+    /// else it is gone, and what is left of its files the next start removes.
     #[error("the files of {key} could not be removed")]
     Disk {
         /// The slice.

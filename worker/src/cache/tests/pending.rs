@@ -56,6 +56,7 @@ fn wait_for_waiting(cache: &Cache, bytes: u64) {
 
 /// Nothing of a load is left: no memory, no promise of disk space, no folder, no state.
 fn assert_nothing_left(cache: &Cache) {
+    cache.core.warmth.reaper.settle(); // Images are unmapped on a thread of their own.
     let (budget, pieces) = (cache.core.budget.counts(), cache.core.pieces.counts());
     assert_eq!((budget.images, budget.mapped, budget.buffers, pieces.buffers), (0, 0, 0, 0));
     assert_eq!((budget.buffers_waited_for, pieces.buffers_waited_for), (0, 0));
