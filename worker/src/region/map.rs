@@ -61,6 +61,9 @@ impl RegionMap {
         // - Nobody writes: a `SealedFile` exists only after the last write, and was opened read-only.
         // - Nobody truncates: removal is unlink, everywhere in this crate, and the cache's folders are ours
         //   alone (docs/architecture.md, assumptions).
+        // - The guard, if there is one, puts zeros only where a page could not be read: bytes that nobody has
+        //   seen yet. Pages that were seen, and evicted by the kernel since, may become zeros; the region is
+        //   poisoned then, and what was folded from it is dropped.
         // - Nobody outlives: `bytes` borrows from `self`, which owns the map.
         let map = unsafe { MmapOptions::new().len(len).map(&*file.file)? };
         // A child of fork(2) has no use for it.
