@@ -297,9 +297,20 @@ fn a_flipped_byte_in_a_region_is_an_error_at_warming_and_never_a_wrong_byte() {
         )
         .unwrap_err();
     assert!(matches!(error, ScanError::Damaged { .. }), "{error:?}");
+    // The slice is dropped; once it has ceased to be hot, a flush waits until its files are gone.
+    while reopened.snap(&key).status().state == SnapState::Hot {
+        std::thread::yield_now();
+    }
+    reopened.snap(&key).flush(None).unwrap();
+    assert!(!file.exists());
+    assert!(matches!(reopened.lease(&key, Want::Latest, None), Err(LeaseError::NotThere { .. })));
     drop(lease);
-    drop(reopened);
     // A file that was cut is found without reading it.
+    load(&reopened, &key, plan(1, 2, WritePath::Image), &sample(40, 11), Codec::None);
+    drop(reopened);
+    let file =
+        files_below(folder.path()).into_iter().find(|path| path.extension().unwrap() == "region").unwrap();
+    let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() - 4096]).unwrap();
     let reopened = cache(folder.path(), 1, IoEngine::Auto);
     assert_eq!((reopened.recovery().kept, reopened.recovery().dropped.len()), (0, 1));

@@ -54,7 +54,7 @@ fn a_load_that_does_not_fit_on_its_disk_fails_clearly_and_the_next_one_works() {
         assert_eq!(regions_below(&spindle), 0, "{write_path:?}, {engine:?}: nothing is left");
         // What was in memory goes on, marked as not durable, when it was an image.
         let status = cache.snap(&key).status();
-        let expected = if write_path == WritePath::Image { SnapState::Hot } else { SnapState::Cold };
+        let expected = if write_path == WritePath::Image { SnapState::Hot } else { SnapState::Failed };
         assert_eq!((status.state, status.durable), (expected, false), "{write_path:?}, {engine:?}");
         if status.state == SnapState::Hot {
             let lease = cache.lease(&key, Want::Latest, None).unwrap();

@@ -8,29 +8,31 @@ use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
-use crate::budget::memory::{MemoryBudget, MemoryUse};
+use crate::budget::memory::{MemoryBudget, MemoryRefused};
 use crate::builder::CacheBuilder;
-use crate::cache::close::{CloseError, Commits, FOR_EVER, SyncError, UnderWay, close_spindles};
-use crate::cache::told::{Told, outcome};
+use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
+use crate::cache::table::Table;
 use crate::config::Verify;
-use crate::events::{Event, EventHub, Events, reason};
+use crate::events::{Event, EventHub, Events};
 use crate::region::residence::Residence;
 use crate::region::smaps::large_page_bytes;
-use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
+use crate::scan::lease::{Held, Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
-use crate::slice::build::{BuiltRegion, RegionBuild};
+use crate::slice::build::RegionBuild;
 use crate::slice::plan::{LoadPlan, REGIONS_MAX};
 use crate::slice::scratch::Scratch;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
-use crate::snap::commit::{Commit, CommitError, LoadFolders, remove_manifest, remove_regions};
+use crate::snap::commit::LoadFolders;
+use crate::snap::desk::Reply;
 pub(crate) use crate::snap::entry::Entry;
-use crate::snap::entry::{SnapState, State};
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::RecoveryReport;
+use crate::snap::runner::Runner;
+use crate::snap::state::{Answer, SnapEvent, SnapState, Version};
 use crate::snap::stream::{StreamMemory, open_stream};
-use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory, verify_slice};
+use crate::snap::warm::{WarmError, Warmth, verify_slice};
 use crate::spindle::engine::DiskError;
 use crate::spindle::health::HealthState;
 use crate::spindle::held::{Spindle, share_disk};
@@ -39,7 +41,8 @@ use crate::spindle::placement::place;
 use crate::waits::{Pending, Waits};
 
 pub(crate) mod close;
-mod told;
+mod table;
+pub(crate) mod told;
 
 /// How long dropping the last handle waits for slices that are on their way to the disk.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -71,7 +74,7 @@ const EVICT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// What all handles, writers and leases share.
 pub(crate) struct CacheCore {
     /// Dropped before the spindles: its threads still use them.
-    pub(crate) warmth: Warmth,
+    pub(crate) warmth: Arc<Warmth>,
     pub(crate) spindles: Vec<Arc<Spindle>>,
     /// For regions in memory, and for parcels while they are opened.
     pub(crate) budget: MemoryBudget,
@@ -86,11 +89,10 @@ pub(crate) struct CacheCore {
     pub(crate) image_bytes_max: usize,
     pub(crate) regions_default: u32,
     pub(crate) scan_threads: Arc<ScanThreads>,
-    entries: Mutex<BTreeMap<Key, Arc<Entry>>>,
+    entries: Mutex<Table>,
     epoch: u64,
     next_load: AtomicU64,
-    next_lane: AtomicU64,
-    commits: Arc<Commits>,
+    runner: Arc<Runner>,
     /// Set once, by closing; read by whoever opens a load.
     closed: AtomicBool,
     pub(crate) events: Arc<EventHub>,
@@ -120,24 +122,35 @@ pub struct Snap {
     entry: Arc<Entry>,
 }
 
-/// Why a slice was not flushed.
-#[derive(Debug, thiserror::Error)]
+/// Why a slice could not be flushed.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlushError {
-    /// A load, a commit or a warming was under way all the time. Nothing has changed: try again.
-    #[error("{key} was not at rest in time to be flushed")]
+    /// Nobody gets it any more, but its files were not gone in time. They go on going.
+    #[error("the files of {key} were not gone in time")]
     Late {
         /// The slice.
         key: Key,
     },
-    /// The disk refused, or did not answer in time. If it would not let the manifest go, the slice is still there;
-    /// else it is gone, and what is left of its files the next start removes.
+    /// The disk refused. What is still named by a manifest is found again at the next start.
     #[error("the files of {key} could not be removed")]
     Disk {
         /// The slice.
         key: Key,
         /// What the disk said.
-        source: Box<DiskError>,
+        source: Arc<DiskError>,
+    },
+    /// It is pinned: unpin it first.
+    #[error("{key} is pinned")]
+    Pinned {
+        /// The slice.
+        key: Key,
+    },
+    /// The cache is closed.
+    #[error("{key} can't be flushed: the cache is closed")]
+    Closed {
+        /// The slice.
+        key: Key,
     },
 }
 
@@ -151,6 +164,12 @@ pub struct SnapStatus {
     pub state: SnapState,
     /// Whether it would survive the process.
     pub durable: bool,
+    /// Whether it could not be brought to the disk, and so goes with the process.
+    pub unsaved: bool,
+    /// Whether it is kept from being evicted, flushed and erased.
+    pub pinned: bool,
+    /// How many leases there are, those on replaced slices included.
+    pub leases: usize,
     /// The fingerprint of what is there.
     pub fingerprint: Option<Fingerprint>,
     /// How many blobs are on the disk.
@@ -178,20 +197,19 @@ impl Cache {
 
     /// The snap of a key; a cold one if nothing is known of it.
     pub fn snap(&self, key: &Key) -> Snap {
-        let entry = self
-            .core
-            .lock_entries()
-            .entry(key.clone())
-            .or_insert_with(|| Arc::new(Entry::new(key.clone(), None)))
-            .clone();
+        let entry = self.core.entry(key);
         Snap { core: self.core.clone(), entry }
     }
 
     /// All snaps that the pattern matches and that hold something, in the order of their keys.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
         let entries: Vec<Arc<Entry>> =
-            self.core.lock_entries().values().filter(|entry| pattern.matches(&entry.key)).cloned().collect();
-        entries.iter().map(|entry| status(entry)).filter(|status| status.state != SnapState::Cold).collect()
+            self.core.lock_entries().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect();
+        entries
+            .iter()
+            .map(|entry| status(entry))
+            .filter(|status| !matches!(status.state, SnapState::Cold | SnapState::Gone))
+            .collect()
     }
 
     /// Takes a lease on a slice, and brings it into memory if it must.
@@ -275,8 +293,8 @@ impl Cache {
     /// # Errors
     /// The kernel does not tell.
     pub fn memory(&self) -> std::io::Result<MemoryReport> {
-        let entries: Vec<Arc<Entry>> = self.core.lock_entries().values().cloned().collect();
-        let hot: Vec<Arc<HotSlice>> = entries.iter().filter_map(|entry| entry.lock().hot.clone()).collect();
+        let entries: Vec<Arc<Entry>> = self.core.lock_entries().entries().cloned().collect();
+        let hot: Vec<Arc<HotSlice>> = entries.iter().filter_map(|entry| entry.desk.served()).collect();
         let counts = self.core.budget.counts();
         let (pieces, streams) = (self.core.pieces.counts(), self.core.streams.rings.counts());
         let mut report = MemoryReport {
@@ -297,6 +315,21 @@ impl Cache {
         Ok(report)
     }
 
+    /// All leases, the oldest first. A clone of a lease is the same one.
+    pub fn leases(&self) -> Vec<LeaseStatus> {
+        let entries: Vec<Arc<Entry>> = self.core.lock_entries().entries().cloned().collect();
+        let mut leases = Vec::new();
+        for entry in entries {
+            leases.extend(entry.held().into_iter().map(|(fingerprint, since)| LeaseStatus {
+                key: entry.key.clone(),
+                fingerprint,
+                since,
+            }));
+        }
+        leases.sort_by_key(|lease| lease.since);
+        leases
+    }
+
     /// Waits until all that was loaded is on the disks, or could not be brought there. Each failure is told
     /// once; those of loads with [`Durability::Wait`](crate::Durability::Wait) were told there.
     ///
@@ -315,8 +348,8 @@ impl Cache {
     }
 
     /// Closes the cache, also for other handles: takes no more loads, waits for slices on their way to the disk,
-    /// and ends the threads of the spindles; all of it to the deadline, and a tenth of a second beyond. Leases go
-    /// on; what is in memory stays there as long as they live.
+    /// and ends the threads of the spindles; all of it to the deadline, and a tenth of a second beyond. Leases
+    /// go on: what they hold stays in memory as long as they live, and nobody gets a new one.
     ///
     /// # Errors
     /// [`CloseError`] says what did not get to the disk, and which threads a hung disk keeps.
@@ -350,6 +383,18 @@ pub struct MemoryReport {
     pub buffers: u64,
     /// What all of it may take.
     pub max: u64,
+}
+
+/// A lease that somebody holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaseStatus {
+    /// Its slice.
+    pub key: Key,
+    /// What decided the blobs of what it holds: maybe a slice that was replaced meanwhile.
+    pub fingerprint: Fingerprint,
+    /// When it was taken.
+    pub since: Instant,
 }
 
 /// A spindle at one moment.
@@ -417,26 +462,24 @@ impl Snap {
 
     fn open(&self, plan: LoadPlan, patience: &Patience) -> Result<SliceWriter, LoadError> {
         let key = || self.entry.key.clone();
-        if self.core.closed.load(Ordering::Relaxed) {
-            return Err(LoadError::Closed { key: key() });
-        }
         let regions = plan.regions.unwrap_or(self.core.regions_default);
         if !(1..=REGIONS_MAX).contains(&regions) {
             return Err(LoadError::Regions { key: key(), regions });
         }
-        // A slice that is on its way to the disk is waited for: its manifest has the same name.
-        let begun = self.entry.wait(patience, |state| match (state.loading, state.committing) {
-            (true, _) => Some(false),
-            (false, true) => None,
-            (false, false) => {
-                state.loading = true;
-                Some(true)
+        let version = loop {
+            let load = self.core.next_load.fetch_add(1, Ordering::Relaxed);
+            let version = Version { load, fingerprint: plan.fingerprint };
+            match self.entry.ask(|waiter| SnapEvent::Write { waiter, version }, patience) {
+                Reply::Other(Answer::Write(version)) => break version,
+                Reply::Other(Answer::Closed) => return Err(LoadError::Closed { key: key() }),
+                Reply::Other(Answer::Again) if self.entry.is_gone() => {
+                    return self.anew().open(plan, patience);
+                }
+                Reply::Other(Answer::Again) => {} // A later load has overtaken it.
+                _ => return Err(LoadError::Busy { key: key() }),
             }
-        });
-        if begun != Some(true) {
-            return Err(LoadError::Busy { key: key() });
-        }
-        let load_number = self.core.next_load.fetch_add(1, Ordering::Relaxed);
+        };
+        let load_number = version.load;
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
         let place = || place(spindles, first, regions, plan.expected_bytes);
@@ -446,7 +489,7 @@ impl Snap {
             place()
         });
         let placed = placed.map_err(|refusals| {
-            self.entry.load_failed();
+            self.entry.report(SnapEvent::LoadCancelled { version }); // It says nothing about the slice.
             LoadError::NoSpindle { key: key(), refusals }
         })?;
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
@@ -458,9 +501,12 @@ impl Snap {
                 let (core, entry) = (self.core.clone(), self.entry.clone());
                 SliceWriter::new(core, entry, plan, folders.clone(), placed.space, patience)
             });
-        open.inspect_err(|_| {
+        open.inspect_err(|error| {
             self.core.remove_load(key(), folders, deadline, Vec::new());
-            self.entry.load_failed();
+            self.entry.report(match error {
+                LoadError::Disk { .. } => SnapEvent::LoadFailed { version },
+                _ => SnapEvent::LoadCancelled { version },
+            });
         })
     }
 
@@ -496,161 +542,159 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
-        let (key, deadline) = (|| self.entry.key.clone(), options.deadline);
-        let warm_error = |source| LeaseError::Warm { key: key(), source };
-        enum Next {
-            Scan(Arc<HotSlice>),
-            /// Its bytes are verified on their way.
-            ScanFresh(Arc<HotSlice>),
-            Failed(Arc<WarmError>),
-            Reserve(Arc<Manifest>),
-            Stream(Arc<Manifest>),
-            Nothing,
-        }
-        let mut waited_for: Option<Arc<Attempt>> = None;
         loop {
-            let next = self.entry.wait(patience, |state| {
-                // Its own outcome, whatever has become of the slice since.
-                match waited_for.as_ref().and_then(|attempt| attempt.outcome()) {
-                    Some(Ok(hot)) => return Some(Next::ScanFresh(hot.clone())),
-                    Some(Err(error)) => return Some(Next::Failed(error.clone())),
-                    None => {}
-                }
-                if let Some(manifest) = &state.manifest
-                    && state.is_durable()
-                    && self.core.reads_as_stream(options.reading, manifest, state.hot.is_some())
-                {
-                    return Some(Next::Stream(manifest.clone()));
-                }
-                if let Some(hot) = &state.hot {
-                    return Some(Next::Scan(hot.clone()));
-                }
-                if let Some(attempt) = &state.warming {
-                    waited_for = Some(attempt.clone());
-                    return None;
-                }
-                if state.reserving || (state.loading && state.manifest.is_none()) {
-                    return None;
-                }
-                Some(match &state.manifest {
-                    Some(manifest) => {
-                        state.reserving = true;
-                        Next::Reserve(manifest.clone())
+            if let Some(manifest) = self.manifest_to_stream(options) {
+                match open_stream(&self.core, &manifest, options.deadline) {
+                    Ok(slice) => {
+                        let held = Held::new(self.entry.clone(), slice.fingerprint, None);
+                        return Ok(Lease::streamed(slice, held, self.core.scan_threads.clone()));
                     }
-                    None => Next::Nothing,
-                })
-            });
-            let threads = self.core.scan_threads.clone();
-            let (fingerprint, lease) = match next {
-                None => return Err(LeaseError::Deadline { key: key() }),
-                Some(Next::Nothing) => return Err(LeaseError::NotThere { key: key() }),
-                Some(Next::Failed(error)) => return Err(warm_error(error)),
-                Some(Next::ScanFresh(hot)) => (hot.fingerprint, Lease::in_memory(hot, threads)),
-                Some(Next::Scan(hot)) => {
-                    if self.core.verify == Verify::Always {
-                        self.verify_again(&hot, deadline).map_err(warm_error)?;
-                    }
-                    self.core.events.tell(|| Event::HotLeased { key: key() });
-                    (hot.fingerprint, Lease::in_memory(hot, threads))
-                }
-                Some(Next::Reserve(manifest)) => {
-                    let begun = self.begin_warming(manifest, patience);
-                    waited_for = Some(begun.map_err(|error| warm_error(Arc::new(error)))?);
-                    continue;
-                }
-                Some(Next::Stream(manifest)) => match open_stream(&self.core, &manifest, deadline) {
-                    Ok(slice) => (slice.fingerprint, Lease::streamed(slice, threads)),
                     // Flush and reslice do not wait for who opens files: then it is another slice, or none.
-                    Err(_) if !self.entry.lock().is_manifest(&manifest) => continue,
-                    Err(error) => return Err(warm_error(Arc::new(error))),
-                },
-            };
-            return match options.want {
-                Want::Fingerprint(expected) if fingerprint != expected => Err(LeaseError::OtherFingerprint {
-                    key: key(),
-                    found: fingerprint,
-                    expected: Box::new(expected),
-                }),
-                _ => Ok(lease),
-            };
+                    Err(_) if !self.is_on_disk(&manifest) => continue,
+                    Err(error) => {
+                        let (key, source) = (self.entry.key.clone(), Arc::new(error));
+                        if source.is_damage() {
+                            self.entry.warming_failed(manifest.version(), source.clone());
+                        }
+                        return Err(LeaseError::Warm { key, source });
+                    }
+                }
+            }
+            match self.entry.lease(options.want, patience) {
+                (Reply::Lease(version, hot), has_waited) => {
+                    let held = Held::new(self.entry.clone(), version.fingerprint, Some(version));
+                    // What was waited for was verified on its way.
+                    if !has_waited {
+                        if self.core.verify == Verify::Always {
+                            self.verify_again(&hot, options.deadline)?;
+                        }
+                        self.core.events.tell(|| Event::HotLeased { key: self.entry.key.clone() });
+                    }
+                    return Ok(Lease::in_memory(hot, held, self.core.scan_threads.clone()));
+                }
+                (Reply::Other(Answer::Again), _) if self.entry.is_gone() => {
+                    return self.anew().lease_patiently(options, patience);
+                }
+                // Another's patience was over, so it asks anew and waits itself. Or it is streamed.
+                (Reply::Other(Answer::WarmRefused), _) if self.can_ask_again(options, patience) => {}
+                (Reply::Other(answer), _) => return Err(self.lease_error(answer, options.want)),
+            }
         }
     }
 
-    /// Compares what is in memory with its checksums. What is damaged there is not leased again.
-    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), Arc<WarmError>> {
-        verify_slice(hot, self.core.scan_threads.count(), deadline).inspect_err(|error| {
-            if matches!(**error, WarmError::Damaged { .. }) {
-                let is_it = |state: &mut State| state.hot.take_if(|other| Arc::ptr_eq(other, hot));
-                drop(self.entry.change(is_it)); // Outside of the lock: unmapping takes a while.
+    /// The manifest whose regions a lease reads from the disk, if it does.
+    fn manifest_to_stream(&self, options: &LeaseOptions) -> Option<Arc<Manifest>> {
+        if options.reading == Reading::Memory || self.core.is_closed() {
+            return None;
+        }
+        let (is_durable, is_hot) = self.entry.desk.look(|snap| (snap.is_durable(), snap.served().is_some()));
+        if !is_durable || (is_hot && options.reading == Reading::Auto) {
+            return None;
+        }
+        let manifest = self.entry.manifest()?;
+        let is_wanted = match options.want {
+            Want::Latest => true,
+            Want::Fingerprint(wanted) => wanted == manifest.fingerprint,
+        };
+        (is_wanted && self.core.reads_as_stream(options.reading, &manifest)).then_some(manifest)
+    }
+
+    fn is_on_disk(&self, manifest: &Arc<Manifest>) -> bool {
+        self.entry.manifest().is_some_and(|now| Arc::ptr_eq(&now, manifest))
+    }
+
+    fn can_ask_again(&self, options: &LeaseOptions, patience: &Patience) -> bool {
+        let error = self.entry.facts().warm_error.clone();
+        match error.as_deref() {
+            Some(WarmError::Memory { source: MemoryRefused::Deadline { .. } }) => patience.check().is_ok(),
+            _ => self.manifest_to_stream(options).is_some(),
+        }
+    }
+
+    fn lease_error(&self, answer: Answer, want: Want) -> LeaseError {
+        let key = self.entry.key.clone();
+        match (answer, want) {
+            (Answer::Closed, _) => LeaseError::Closed { key },
+            (Answer::Late, _) => LeaseError::Deadline { key },
+            (Answer::OtherFingerprint(found), Want::Fingerprint(expected)) => {
+                LeaseError::OtherFingerprint { key, found, expected: Box::new(expected) }
             }
+            (Answer::LoadFailed, _) => LeaseError::LoadFailed { key },
+            (Answer::Failed { until }, _) => {
+                LeaseError::Failed { key, again_in: until.saturating_sub(self.entry.now()) }
+            }
+            (Answer::WarmFailed | Answer::WarmRefused | Answer::Damaged, _) => {
+                match self.entry.facts().warm_error.clone() {
+                    Some(source) => LeaseError::Warm { key, source },
+                    None => LeaseError::Closed { key }, // Only a cache that goes gives no reason.
+                }
+            }
+            _ => LeaseError::NotThere { key },
+        }
+    }
+
+    /// Compares what is in memory with its checksums. What is damaged is dropped.
+    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), LeaseError> {
+        verify_slice(hot, self.core.scan_threads.count(), deadline).map_err(|source| {
+            if source.is_damage() {
+                self.entry.warming_failed(hot.version(), source.clone());
+            }
+            LeaseError::Warm { key: self.entry.key.clone(), source }
         })
     }
 
-    /// Takes memory for the slice, and has it filled. Whoever waits for memory does so for itself: when its
-    /// deadline passes, the next one waits.
-    fn begin_warming(&self, manifest: Arc<Manifest>, patience: &Patience) -> Result<Arc<Attempt>, WarmError> {
-        // All of it or none: regions that fit one by one would wait for each other.
-        let taken = self.core.budget.take_patiently(MemoryUse::Mapped, bytes_in_memory(&manifest), patience);
-        let events = self.core.events.clone();
-        let (attempt, hauling) = Attempt::new(self.entry.clone(), manifest.clone(), events);
-        let verified_load = self.entry.change(|state| {
-            state.reserving = false;
-            if taken.is_ok() {
-                state.warming = Some(attempt.clone());
-            }
-            taken.is_ok().then(|| state.verified_load.take()).flatten()
-        });
-        let grant = taken.map_err(|source| WarmError::Memory { source })?;
-        let is_verified = verified_load == Some(manifest.load_number);
-        let CacheCore { spindles, warmth, .. } = &*self.core;
-        attempt.start(spindles, warmth, &hauling, grant, is_verified, || self.core.next_lane());
-        Ok(attempt)
-    }
-
-    /// Lets the slice's memory go, once the last lease has dropped, and what the page cache holds of its
-    /// files; the files stay. Says whether it did: what is not on the disk yet stays in memory.
+    /// Lets the slice's memory go, and what the page cache holds of its files; the files stay. Says whether it did:
+    /// what is not on the disk yet stays in memory, and so does what is pinned. What is leased goes with the last
+    /// lease, unless somebody takes a new one before.
     ///
     /// Without leases the memory is free again when this returns, unless a disk hangs.
     pub fn evict(&self) -> bool {
-        let hot = self.entry.change(|state| {
-            state.verified_load = None;
-            if state.is_durable() { state.hot.take() } else { None }
-        });
-        let Some(hot) = hot else { return false };
-        hot.drop_cache_too();
-        let bytes = hot.bytes();
-        self.let_go(hot);
-        self.core.events.tell(|| Event::Evicted { key: self.entry.key.clone(), bytes });
+        let served = self.entry.desk.served();
+        if !self.ask_evict(served.as_deref()) {
+            return false;
+        }
+        self.entry.facts().verified_load = None;
+        if let Some(hot) = served {
+            hot.drop_cache_too(true);
+            self.let_go(hot);
+        }
         true
     }
 
     /// The same, but what the page cache holds of the files stays there, for the system to take back when it
     /// wants memory. A lease that comes before finds the slice without reading or verifying it again.
     pub fn evict_keeping_cache(&self) -> bool {
-        let hot = self.entry.change(|state| {
-            let hot = if state.is_durable() { state.hot.take() } else { None };
-            if let Some(hot) = &hot {
-                state.verified_load = hot.is_verified_in_maps().then_some(hot.load_number);
-            }
-            hot
-        });
-        let Some(hot) = hot else { return false };
-        let bytes = hot.bytes();
-        drop(hot); // Outside of the lock. Nobody waits for the unmapping.
-        self.core.events.tell(|| Event::Evicted { key: self.entry.key.clone(), bytes });
-        true
+        let served = self.entry.desk.served();
+        let is_evicted = self.ask_evict(served.as_deref());
+        if let Some(hot) = served.filter(|_| is_evicted) {
+            hot.drop_cache_too(false);
+            self.entry.facts().verified_load = hot.is_verified_in_maps().then_some(hot.load_number);
+        }
+        is_evicted // Nobody waits for the unmapping.
     }
 
-    /// Lets memory and files go. Says whether there was something. Waits for a load, or whatever else is under
-    /// way, to the deadline.
+    fn ask_evict(&self, served: Option<&HotSlice>) -> bool {
+        match self.entry.ask(|waiter| SnapEvent::Evict { waiter }, &Patience::default()) {
+            Reply::Other(Answer::Evicted) => {
+                let (key, bytes) = (|| self.entry.key.clone(), || served.map_or(0, HotSlice::bytes));
+                self.core.events.tell(|| Event::Evicted { key: key(), bytes: bytes() });
+                true
+            }
+            Reply::Other(Answer::Leaving) => true, // Told when it goes.
+            _ => false,
+        }
+    }
+
+    /// Lets memory and files go. Says whether there was something. Nobody gets it from here on; leases keep what
+    /// they hold, and a load under way goes on. Waits to the deadline until the files are gone.
     ///
     /// # Errors
-    /// [`FlushError`]. What is still named by a manifest is found again at the next start.
+    /// [`FlushError`].
     pub fn flush(&self, deadline: Option<Instant>) -> Result<bool, FlushError> {
         self.flush_patiently(&Patience::until(deadline))
     }
 
-    /// [`Self::flush`] as a future. Dropping it flushes nothing, or all.
+    /// [`Self::flush`] as a future. It has begun when this returns or soon after; dropping it only waits no longer.
     pub fn flush_async(&self, deadline: Option<Instant>) -> Pending<Result<bool, FlushError>> {
         let snap = self.clone();
         self.core.waits.start(move |cancel| {
@@ -660,42 +704,58 @@ impl Snap {
 
     fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
         let key = || self.entry.key.clone();
-        let taken = self.entry.wait(patience, |state| {
-            let busy = state.loading || state.committing || state.reserving || state.warming.is_some();
-            (!busy).then(|| {
-                // A load that came meanwhile would commit under the name that is unlinked here: it waits.
-                state.committing = state.manifest.is_some();
-                (state.hot.take(), state.manifest.take())
-            })
-        });
-        let Some((hot, manifest)) = taken else { return Err(FlushError::Late { key: key() }) };
-        let was_there = hot.is_some() || manifest.is_some();
-        if let Some(manifest) = &manifest {
-            let (spindles, deadline) = (&self.core.spindles, patience.deadline);
-            let removed = remove_manifest(spindles, manifest, deadline);
-            self.entry.change(|state| {
-                state.committing = false;
-                if removed.is_err() {
-                    // Its files are all there still, and may be found again at the next start.
-                    state.manifest = Some(manifest.clone());
-                }
-            });
-            removed
-                .and_then(|()| remove_regions(spindles, manifest, deadline))
-                .map_err(|source| FlushError::Disk { key: key(), source: Box::new(source) })?;
+        let served = self.entry.desk.served();
+        // Where files go, whoever removes them tells.
+        let has_no_files = self.entry.desk.look(|snap| snap.is_unsaved() && snap.on_disk().is_none());
+        let reply = self.entry.ask(|waiter| SnapEvent::Flush { waiter }, patience);
+        let flushed = match reply {
+            Reply::Other(Answer::Flushed) => Ok(true),
+            Reply::Other(Answer::Pinned) => Err(FlushError::Pinned { key: key() }),
+            Reply::Other(Answer::Closed) => Err(FlushError::Closed { key: key() }),
+            Reply::Other(Answer::Late) => Err(FlushError::Late { key: key() }),
+            Reply::Other(Answer::FlushFailed) => match self.entry.facts().removal_error.clone() {
+                Some(source) => Err(FlushError::Disk { key: key(), source }),
+                None => Err(FlushError::Closed { key: key() }),
+            },
+            _ => Ok(false),
+        };
+        if has_no_files && matches!(flushed, Ok(true)) {
+            self.core.events.tell(|| Event::Flushed { key: key(), bytes: 0 });
         }
-        if was_there {
-            let bytes = manifest.as_ref().map_or(0, |manifest| manifest.file_bytes());
-            self.core.events.tell(|| Event::Flushed { key: key(), bytes });
-        }
-        drop(manifest); // It counts the files.
-        if let Some(hot) = hot {
+        if let Some(hot) = served {
             self.let_go(hot);
         }
-        Ok(was_there)
+        flushed
     }
 
-    /// Gives up a slice outside of the entry's lock, since unmapping takes a while. Without leases all of it is gone
+    /// Forgets the slice, if it is cold or has failed. Says whether it did: what is used stays.
+    pub fn erase(&self) -> bool {
+        let reply = self.entry.ask(|waiter| SnapEvent::Erase { waiter }, &Patience::default());
+        let is_erased = matches!(reply, Reply::Other(Answer::Erased));
+        if is_erased {
+            self.core.lock_entries().forget(&self.entry);
+        }
+        is_erased
+    }
+
+    /// Keeps the slice from being evicted, flushed or erased, until it is unpinned or the cache is closed. A load
+    /// replaces it all the same.
+    pub fn pin(&self) {
+        self.entry.report(SnapEvent::Pin);
+    }
+
+    /// Lets it be evicted, flushed and erased again.
+    pub fn unpin(&self) {
+        self.entry.report(SnapEvent::Unpin);
+    }
+
+    /// The snap that stands for the key now: this one was erased.
+    fn anew(&self) -> Snap {
+        self.core.lock_entries().forget(&self.entry);
+        Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key) }
+    }
+
+    /// Gives up a slice that is not served any more, since unmapping takes a while. Without leases all of it is gone
     /// when this returns, unless a disk hangs.
     fn let_go(&self, hot: Arc<HotSlice>) {
         HotSlice::give_up(hot, Instant::now() + EVICT_WAIT_MAX);
@@ -704,15 +764,23 @@ impl Snap {
 }
 
 fn status(entry: &Entry) -> SnapStatus {
-    let state = entry.lock();
+    let now = entry.now();
+    let leases = entry.held().len();
+    let (state, durable, unsaved, pinned, version) = entry.desk.look(|snap| {
+        (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
+    });
+    let manifest = entry.manifest();
     let sum = |of: fn(&RegionRecord) -> u64| {
-        state.manifest.as_ref().map_or(0, |manifest| manifest.regions.iter().map(of).sum())
+        manifest.as_ref().map_or(0, |manifest| manifest.regions.iter().map(of).sum())
     };
     SnapStatus {
         key: entry.key.clone(),
-        state: state.snap_state(),
-        durable: state.is_durable(),
-        fingerprint: state.fingerprint(),
+        state,
+        durable,
+        unsaved,
+        pinned,
+        leases,
+        fingerprint: version.map(|version| version.fingerprint),
         blob_count: sum(|region| region.blob_count),
         blob_bytes: sum(|region| region.blob_bytes),
         file_bytes: sum(|region| region.file_bytes),
@@ -736,9 +804,6 @@ impl CacheCore {
         next_load: u64,
         recovery: RecoveryReport,
     ) -> CacheCore {
-        let entry = |(key, manifest): (Key, Manifest)| {
-            (key.clone(), Arc::new(Entry::new(key, Some(Arc::new(manifest)))))
-        };
         let events = Arc::new(EventHub::new(slices.len()));
         for spindle in &spindles {
             let (events, folder) = (events.clone(), spindle.folder.clone());
@@ -749,8 +814,14 @@ impl CacheCore {
         let pieces = buffers / 2;
         let scratch = (buffers / 8).min(SCRATCH_BYTES_MAX);
         let budget = MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces);
+        let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify));
+        let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone()));
+        let entry = |(key, manifest): (Key, Manifest)| {
+            (key.clone(), Arc::new(Entry::new(key, Some(manifest), runner.clone())))
+        };
+        let entries = Mutex::new(Table::new(slices.into_iter().map(entry).collect()));
         CacheCore {
-            warmth: Warmth::new(spindles.len(), residence, sigbus_guard, verify),
+            warmth,
             spindles,
             pieces: MemoryBudget::new(pieces, pieces),
             scratch: Scratch::new(scratch as usize),
@@ -765,11 +836,10 @@ impl CacheCore {
             budget,
             regions_default: scan_threads.count() as u32,
             scan_threads,
-            entries: Mutex::new(slices.into_iter().map(entry).collect()),
+            entries,
             epoch,
             next_load: AtomicU64::new(next_load),
-            next_lane: AtomicU64::new(0),
-            commits: Arc::default(),
+            runner,
             closed: AtomicBool::new(false),
             events,
             waits: Arc::default(),
@@ -778,10 +848,9 @@ impl CacheCore {
     }
 
     /// Whether a slice that is on the disk is read from there by each scan.
-    fn reads_as_stream(&self, reading: Reading, manifest: &Manifest, is_hot: bool) -> bool {
-        let file_bytes = manifest.file_bytes();
+    fn reads_as_stream(&self, reading: Reading, manifest: &Manifest) -> bool {
         match reading {
-            Reading::Auto => !is_hot && file_bytes > self.budget.counts().residence_max,
+            Reading::Auto => manifest.file_bytes() > self.budget.counts().residence_max,
             Reading::Memory => false,
             Reading::Stream => !manifest.regions.is_empty(),
         }
@@ -789,15 +858,15 @@ impl CacheCore {
 
     #[cfg(test)]
     pub(crate) fn entry_for_tests(&self, key: &Key) -> Arc<Entry> {
-        self.lock_entries()[key].clone()
+        self.entry(key)
     }
 
     fn sync(&self, patience: &Patience) -> Result<(), SyncError> {
-        let keys = self.commits.wait(patience);
+        let keys = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             return Err(SyncError::Late { keys }); // Nobody hears it.
         }
-        let failures = self.commits.take_failed();
+        let failures = self.runner.commits.take_failed();
         match (failures.is_empty(), keys.is_empty()) {
             (false, _) => Err(SyncError::Failed { failures }),
             (true, false) => Err(SyncError::Late { keys }),
@@ -807,7 +876,9 @@ impl CacheCore {
 
     fn close(&self, patience: &Patience) -> Result<(), CloseError> {
         self.closed.store(true, Ordering::Relaxed);
-        let unfinished = self.commits.wait(patience);
+        let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
+        entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
+        let unfinished = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             // Nobody hears it, and nobody has said how long the disks may take.
             return Err(CloseError { unfinished, failed: Vec::new(), abandoned: Vec::new() });
@@ -815,7 +886,7 @@ impl CacheCore {
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         let abandoned = close_spindles(&self.spindles, deadline);
         self.events.stop();
-        let failed = self.commits.take_failed();
+        let failed = self.runner.commits.take_failed();
         if unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
             return Ok(());
         }
@@ -823,50 +894,7 @@ impl CacheCore {
     }
 
     pub(crate) fn next_lane(&self) -> Lane {
-        Lane(self.next_lane.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Brings a sealed slice to the disk, on a thread of its own: it waits for disks, and disks may hang. If
-    /// nobody `waits`, a failure is kept for [`Cache::sync`].
-    #[allow(clippy::too_many_arguments, reason = "called once, by closing a load")]
-    pub(crate) fn start_commit(
-        &self,
-        entry: Arc<Entry>,
-        fingerprint: Fingerprint,
-        region_count: u32,
-        folders: LoadFolders,
-        built: Vec<BuiltRegion>,
-        hot: Option<Arc<HotSlice>>,
-        waits: bool,
-    ) -> Told {
-        entry.change(|state| {
-            state.loading = false;
-            state.committing = true;
-        });
-        let in_memory = hot.is_some();
-        let commit = Commit { key: entry.key.clone(), fingerprint, region_count, folders, built, hot };
-        let (tell, told) = outcome();
-        let (spindles, events, begun) = (self.spindles.clone(), self.events.clone(), Instant::now());
-        self.aside("pelton-commit", entry.key.clone(), move |under_way| {
-            let committed = commit.run(&spindles);
-            let ended = end_commit(&spindles, &entry, committed);
-            // Before it is told: who was told may drop the cache, and open its folders again.
-            drop(spindles);
-            let key = entry.key.clone();
-            events.tell(|| match &ended {
-                Ok(bytes) => Event::Durable { key, fingerprint, bytes: *bytes, took: begun.elapsed() },
-                Err(error) => Event::CommitFailed { key, fingerprint, in_memory, why: reason(error) },
-            });
-            drop(events);
-            let unheard = match ended.map(drop) {
-                Err(error) if !waits => Some(error),
-                ended => tell.tell(ended).err().and_then(Result::err),
-            };
-            if let Some(error) = unheard {
-                under_way.failed(error);
-            }
-        });
-        told
+        self.runner.next_lane()
     }
 
     /// Removes what a load has written, and gives its space back.
@@ -886,36 +914,32 @@ impl CacheCore {
         match deadline {
             None => remove(),
             // Somebody has a deadline, and the disk may be what it passes for.
-            Some(_) => self.aside("pelton-remove", key, move |under_way| {
+            Some(_) => self.runner.aside("pelton-remove", key, move |under_way| {
                 remove();
                 drop(under_way);
             }),
         }
     }
 
-    /// Runs what may wait for a disk on a thread of its own, which the cache's last handle waits for. So `run`
-    /// must not hold the cache, and lets go of its spindles before it says that it has ended.
-    pub(crate) fn aside(&self, thread: &str, key: Key, run: impl FnOnce(UnderWay) + Send + 'static) {
-        let under_way = self.commits.begin(key);
-        let job = Arc::new(Mutex::new(Some(move || run(under_way))));
-        let of_thread = job.clone();
-        let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
-            let job = take(&of_thread);
-            drop(of_thread);
-            if let Some(run) = job {
-                run();
+    /// The entry of a key; a cold one if nothing is known of it.
+    fn entry(&self, key: &Key) -> Arc<Entry> {
+        let new = || {
+            let entry = Arc::new(Entry::new(key.clone(), None, self.runner.clone()));
+            // Closing looks at all entries after it has said so, under the same lock.
+            if self.is_closed() {
+                entry.report(SnapEvent::Close);
             }
-        });
-        // Where the system has no thread to give, this one does it.
-        if spawned.is_err()
-            && let Some(run) = take(&job)
-        {
-            run();
-        }
+            entry
+        };
+        self.lock_entries().entry(key, new)
     }
 
-    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Entry>>> {
+    /// Whether [`Cache::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn lock_entries(&self) -> MutexGuard<'_, Table> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -924,36 +948,10 @@ impl Drop for CacheCore {
     fn drop(&mut self) {
         // After a close somebody has waited already, as long as they wished.
         if !*self.closed.get_mut() {
-            self.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
+            self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
         }
         self.events.stop();
     }
-}
-
-/// The slice exists on the disks, or not. Says how many bytes it has there.
-fn end_commit(
-    spindles: &[Arc<Spindle>],
-    entry: &Entry,
-    committed: Result<Manifest, CommitError>,
-) -> Result<u64, CommitError> {
-    let manifest = match committed {
-        Ok(manifest) => Arc::new(manifest),
-        Err(error) => {
-            entry.change(|state| state.committing = false);
-            return Err(error);
-        }
-    };
-    let before = entry.change(|state| state.manifest.replace(manifest.clone()));
-    if let Some(before) = before {
-        // The new manifest stands under the same name, unless its home is another spindle. The next load's may
-        // stand there again, so that one waits until this is over.
-        let same_home = manifest.spindles.first() == before.spindles.first();
-        if same_home || remove_manifest(spindles, &before, None).is_ok() {
-            let _ = remove_regions(spindles, &before, None);
-        }
-    }
-    entry.change(|state| state.committing = false);
-    Ok(manifest.file_bytes())
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! The cache entry that owns a slice: what it is, where it lies, who holds it.
 
 pub(crate) mod commit;
-#[cfg_attr(test, allow(dead_code, reason = "the entry is not built on it yet"))]
-#[cfg_attr(not(test), expect(dead_code, reason = "the entry is not built on it yet"))]
 pub(crate) mod desk;
 pub(crate) mod entry;
 pub(crate) mod hot;
@@ -12,7 +10,7 @@ pub(crate) mod manifest;
 pub(crate) mod metrics;
 pub(crate) mod reaper;
 pub(crate) mod recovery;
-#[cfg_attr(not(test), expect(dead_code, reason = "the entry is not built on it yet"))]
+pub(crate) mod runner;
 pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod warm;

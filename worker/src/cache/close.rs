@@ -1,6 +1,6 @@
 //! What the cache still has to bring to the disks: waiting for it, hearing what failed, and closing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -130,7 +130,8 @@ impl Commits {
                 return Vec::new();
             }
             if patience.check().is_err() {
-                return state.under_way.range(..until).map(|(_, key)| key.clone()).collect();
+                let keys: BTreeSet<&Key> = state.under_way.range(..until).map(|(_, key)| key).collect();
+                return keys.into_iter().cloned().collect();
             }
             state = match patience.deadline {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),

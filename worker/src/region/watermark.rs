@@ -58,9 +58,9 @@ impl Watermark {
         self.reached.load(Ordering::Acquire) == self.end
     }
 
-    /// Whether it will not move any more before its end.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.lock().fault.is_some()
+    /// Why it will not move any more before its end.
+    pub(crate) fn failure(&self) -> Option<Arc<WarmError>> {
+        self.lock().fault.clone()
     }
 
     /// Everything before `to` may be read from now on, for good.

@@ -16,7 +16,9 @@ use crate::scan::report::{Measure, RegionReport, Way};
 use crate::scan::run::{ScanError, ScanOptions};
 use crate::scan::stream::{RegionStream, RingSlot};
 use crate::scan::threads::ScanThreads;
+use crate::snap::entry::Entry;
 use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
+use crate::snap::state::Version;
 use crate::snap::stream::{StreamRegion, StreamSlice};
 use crate::snap::warm::WarmError;
 
@@ -46,7 +48,27 @@ pub enum LeaseError {
         /// The fingerprint that was asked for. Boxed, so that results stay small.
         expected: Box<Fingerprint>,
     },
-    /// Its files could not be brought into memory.
+    /// The load that was waited for has failed: load it again.
+    #[error("the load of {key} has failed")]
+    LoadFailed {
+        /// The slice.
+        key: Key,
+    },
+    /// It has failed a moment ago, and is not tried again yet.
+    #[error("{key} has failed before, and is tried again in {again_in:?}")]
+    Failed {
+        /// The slice.
+        key: Key,
+        /// When it is worth to ask again.
+        again_in: Duration,
+    },
+    /// The cache is closed.
+    #[error("{key} can't be leased: the cache is closed")]
+    Closed {
+        /// The slice.
+        key: Key,
+    },
+    /// Its files could not be brought into memory. A damaged slice is dropped: load it again.
     #[error("{key} could not be brought into memory")]
     Warm {
         /// The slice.
@@ -126,7 +148,31 @@ pub enum RegionError {
 #[derive(Clone, Debug)]
 pub struct Lease {
     slice: Leased,
+    /// After the slice: what is given back is not held any more.
+    _held: Arc<Held>,
     pub(crate) threads: Arc<ScanThreads>,
+}
+
+/// Tells the entry when the last clone of a lease is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    entry: Arc<Entry>,
+    number: u64,
+    /// What it keeps in memory, if it is not streamed.
+    version: Option<Version>,
+}
+
+impl Held {
+    pub(crate) fn new(entry: Arc<Entry>, fingerprint: Fingerprint, version: Option<Version>) -> Arc<Held> {
+        let number = entry.hold(fingerprint);
+        Arc::new(Held { entry, number, version })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.entry.release(self.number, self.version);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -162,12 +208,12 @@ pub struct RegionHandle {
 }
 
 impl Lease {
-    pub(crate) fn in_memory(slice: Arc<HotSlice>, threads: Arc<ScanThreads>) -> Lease {
-        Lease { slice: Leased::Memory(slice), threads }
+    pub(crate) fn in_memory(slice: Arc<HotSlice>, held: Arc<Held>, threads: Arc<ScanThreads>) -> Lease {
+        Lease { slice: Leased::Memory(slice), _held: held, threads }
     }
 
-    pub(crate) fn streamed(slice: Arc<StreamSlice>, threads: Arc<ScanThreads>) -> Lease {
-        Lease { slice: Leased::Stream(slice), threads }
+    pub(crate) fn streamed(slice: Arc<StreamSlice>, held: Arc<Held>, threads: Arc<ScanThreads>) -> Lease {
+        Lease { slice: Leased::Stream(slice), _held: held, threads }
     }
 
     /// The slice.

@@ -18,9 +18,10 @@ use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuil
 use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
 use crate::slice::plan::{Durability, LoadPlan, REGIONS_MAX, WritePath};
-use crate::snap::commit::{CommitError, LoadFolders};
+use crate::snap::commit::{Commit, CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice};
 use crate::snap::reaper::ReaperInbox;
+use crate::snap::state::{Decider, SnapEvent, Version};
 use crate::spindle::engine::DiskError;
 use crate::spindle::held::Spindle;
 use crate::spindle::refusal::{Listed, SpindleRefusal};
@@ -168,6 +169,8 @@ struct Load {
     calls: Receiver<Infallible>,
     /// Set once: by sealing, or by whoever tells that the load has failed.
     told: AtomicBool,
+    /// The draft's.
+    failed: Arc<AtomicBool>,
 }
 
 /// A call that is under way, or the writer that may make more.
@@ -183,6 +186,10 @@ struct Draft {
     core: Arc<CacheCore>,
     entry: Arc<Entry>,
     folders: LoadFolders,
+    version: Version,
+    /// Set by the call whose error ends the load, read when the draft drops: a load that nobody wants any more has not
+    /// failed. It publishes nothing but itself.
+    failed: Arc<AtomicBool>,
     deadline: Option<Instant>,
     dealer: Mutex<Dealer>,
     regions: Vec<Turn>,
@@ -256,9 +263,12 @@ impl SliceWriter {
             Turn::new(RegionBuild::new(site, header, keeps_image, reserve, space))
         });
         let regions: Vec<Turn> = regions.collect();
+        let failed = Arc::<AtomicBool>::default();
         let draft = Draft {
             core: core.clone(),
             entry: entry.clone(),
+            version: Version { load: folders.load_number, fingerprint: plan.fingerprint },
+            failed: failed.clone(),
             folders,
             deadline: plan.deadline,
             dealer: Mutex::new(Dealer::new(plan.deal, regions.len())),
@@ -281,6 +291,7 @@ impl SliceWriter {
                 open,
                 calls,
                 told: AtomicBool::new(false),
+                failed,
             }),
         })
     }
@@ -386,7 +397,7 @@ impl Load {
             _ => {}
         }
         // From here on all of the parcel is taken, or the load is over.
-        self.deal(draft, open.blobs()).inspect_err(|error| self.end(|| reason(error)))
+        self.deal(draft, open.blobs()).inspect_err(|error| self.fail(error))
     }
 
     fn deal<'b>(&self, draft: &Draft, blobs: impl Iterator<Item = &'b [u8]>) -> Result<(), LoadError> {
@@ -416,7 +427,7 @@ impl Load {
             if let Err(error) = lot.into_iter().try_for_each(|blob| region.build().put(blob)) {
                 let error = self.build_error(error);
                 // Before the region goes back: it is not whole, and the next call must see that.
-                self.end(|| reason(&error));
+                self.fail(&error);
                 return Err(error);
             }
         }
@@ -432,11 +443,18 @@ impl Load {
         let patience = Patience { deadline: self.plan.deadline, cancel, stop };
         let sealed = match patience.receive(&self.calls) {
             Ok(_) => self.seal_alone(draft, &patience),
-            Err(Impatience::Late) => Err(LoadError::Late { key: self.entry.key.clone() }),
-            Err(Impatience::Cancelled) => Err(self.is_over()),
+            Err(impatience) => {
+                let error = match impatience {
+                    Impatience::Late => LoadError::Late { key: self.entry.key.clone() },
+                    Impatience::Cancelled => self.is_over(),
+                };
+                self.fail(&error); // Before the draft goes, here or with the last call.
+                drop(draft);
+                Err(error)
+            }
         };
         // Those that are under way need not go on.
-        sealed.inspect_err(|error| self.end(|| reason(error)))
+        sealed.inspect_err(|error| self.fail(error))
     }
 
     fn seal_alone(&self, draft: Arc<Draft>, patience: &Patience) -> Result<SealedSlice, LoadError> {
@@ -449,7 +467,9 @@ impl Load {
             }
             let Ok(build) = turn.next.try_recv() else { return Err(self.is_over()) };
             // What is taken out is not left behind by the draft any more; its folder goes with the draft.
-            built.extend(build.seal(patience).map_err(|error| self.build_error(error))?);
+            let region = build.seal(patience).map_err(|error| self.build_error(error));
+            // Before the draft goes: it tells how the load has ended.
+            built.extend(region.inspect_err(|error| self.fail(error))?);
         }
         let region_count = draft.regions.len() as u32;
         let folders = draft.hand_on();
@@ -473,6 +493,14 @@ impl Load {
             took: self.begun.elapsed(),
         });
         Ok(sealed)
+    }
+
+    /// Ends the load with an error.
+    fn fail(&self, error: &LoadError) {
+        if !matches!(error, LoadError::Over { .. }) {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        self.end(|| reason(error));
     }
 
     /// Ends the load, also for the calls that are under way. What it wrote goes with the last of them.
@@ -512,7 +540,11 @@ impl Drop for Draft {
         // Its disk space is free again when its files are gone.
         let builds = self.regions.iter().filter_map(|turn| turn.next.try_recv().ok()).collect();
         self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.deadline, builds);
-        self.entry.load_failed();
+        let version = self.version;
+        self.entry.report(match self.failed.load(Ordering::Relaxed) {
+            true => SnapEvent::LoadFailed { version },
+            false => SnapEvent::LoadCancelled { version },
+        });
     }
 }
 
@@ -662,31 +694,30 @@ impl SealedSlice {
         let built = std::mem::take(&mut self.built);
         let hot = self.hot.take();
         let waits = self.plan.durability == Durability::Wait || hot.is_none();
-        let (before, known) = self.entry.change(|state| {
-            let known = state.fingerprint();
-            (std::mem::replace(&mut state.hot, hot.clone()), known)
-        });
-        drop(before); // Outside of the lock: its memory goes here, unless a lease still holds it.
-        if let Some(before) = known.filter(|before| *before != fingerprint) {
-            self.core.events.tell(|| Event::Resliced { key: key(), before, fingerprint });
-        }
-        let commit = self.core.start_commit(
-            self.entry.clone(),
+        let commit = Commit {
+            key: key(),
             fingerprint,
-            self.region_count,
-            self.folders.clone(),
+            region_count: self.region_count,
+            folders: self.folders.clone(),
             built,
             hot,
-            waits,
-        );
-        if !waits {
-            return Ok(());
+        };
+        let known = self.entry.desk.look(Decider::version).map(|version| version.fingerprint);
+        // Told before what comes of it.
+        if let Some(before) = known.filter(|before| *before != fingerprint && !self.core.is_closed()) {
+            self.core.events.tell(|| Event::Resliced { key: key(), before, fingerprint });
         }
-        match commit.wait(&Patience { deadline: self.plan.deadline, cancel, stop: None }) {
-            Ok(outcome) => {
-                outcome.map_err(|source| LoadError::Commit { key: key(), source: Box::new(source) })
-            }
-            Err(_) => Err(LoadError::Late { key: key() }),
+        let told = self.entry.seal(commit, waits);
+        // A closed cache drops it at once, and says so also to who would not wait.
+        let patience = match waits {
+            true => Patience { deadline: self.plan.deadline, cancel, stop: None },
+            false => Patience::until(Some(Instant::now())),
+        };
+        match told.wait(&patience) {
+            Ok(Err(CommitError::Replaced)) if self.core.is_closed() => Err(LoadError::Closed { key: key() }),
+            Ok(Err(source)) if waits => Err(LoadError::Commit { key: key(), source: Box::new(source) }),
+            Err(_) if waits => Err(LoadError::Late { key: key() }),
+            _ => Ok(()),
         }
     }
 }
@@ -695,7 +726,8 @@ impl Drop for SealedSlice {
     fn drop(&mut self) {
         if !self.closed {
             self.folders.remove_all(&self.core.spindles);
-            self.entry.load_failed();
+            let version = Version { load: self.folders.load_number, fingerprint: self.plan.fingerprint };
+            self.entry.report(SnapEvent::LoadCancelled { version });
             let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
             let why = || "it was dropped before it was closed".to_owned();
             self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why: why() });
@@ -728,7 +760,7 @@ mod tests {
 
     use super::*;
     use crate::slice::parcel::ParcelBuilder;
-    use crate::snap::entry::SnapState;
+    use crate::snap::state::SnapState;
 
     #[test]
     fn a_panic_in_the_middle_of_a_parcel_ends_the_load() {

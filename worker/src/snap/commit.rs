@@ -43,6 +43,9 @@ pub enum CommitError {
         /// What the disk said.
         source: DiskError,
     },
+    /// A newer load has replaced the slice, it was flushed, or the cache was closed, before its turn on the disk came.
+    #[error("the slice was replaced, flushed or closed before it was on the disk")]
+    Replaced,
     /// The cache was closed before.
     #[error("the cache was closed before the slice was on the disk")]
     Closed,
@@ -180,6 +183,13 @@ impl Commit {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Removes what was written, since the slice is not to be committed.
+    pub(crate) fn discard(self, all: &[Arc<Spindle>]) {
+        if !self.folders.remove_all(all) {
+            self.built.into_iter().for_each(|region| region.writes.leave_behind());
         }
     }
 

@@ -10,10 +10,12 @@
 //! lets go is dropped after it, since that may unmap gigabytes. `M` is what a version has in memory: the decider does
 //! not know it, the desk only keeps it.
 
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::state::{Answer, Command, Decider, Event, Version, WaiterId};
+use super::state::{Answer, Command, Decider, SnapEvent, Version, WaiterId};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::scan::patience::Patience;
 
 /// The decider of one snap, for all threads.
 pub(crate) struct Desk<M> {
@@ -27,7 +29,9 @@ struct Inner<M> {
     /// The snap's shares. A version is here from the event that brings its memory to the command that drops it.
     memory: Vec<(Version, Arc<M>)>,
     /// What those who wait have not fetched yet.
-    answers: Vec<(WaiterId, Told<M>)>,
+    answers: Vec<(WaiterId, Reply<M>)>,
+    /// Of those who wait without a thread.
+    wakers: Vec<(WaiterId, Waker)>,
     next_waiter: u64,
     /// Kept, so that an event costs no allocation.
     commands: Vec<Command>,
@@ -35,7 +39,7 @@ struct Inner<M> {
 
 /// An answer, with what comes with it.
 #[derive(Debug)]
-pub(crate) enum Told<M> {
+pub(crate) enum Reply<M> {
     /// The memory to scan. To be given back by [`Desk::release`].
     Lease(Version, Arc<M>),
     /// Anything else.
@@ -46,65 +50,84 @@ impl<M> Desk<M> {
     /// A desk for a decider as it begins. An empty slice that was found has memory: that of no region.
     pub(crate) fn new(decider: Decider, memory: Option<(Version, Arc<M>)>) -> Desk<M> {
         let memory = memory.into_iter().collect();
-        let inner = Inner { decider, memory, answers: Vec::new(), next_waiter: 0, commands: Vec::new() };
+        let inner = Inner {
+            decider,
+            memory,
+            answers: Vec::new(),
+            wakers: Vec::new(),
+            next_waiter: 0,
+            commands: Vec::new(),
+        };
         Desk { inner: Mutex::new(inner), answered: Condvar::new() }
     }
 
-    /// Asks, has the work begun that follows, and waits for the answer. At the deadline it is `Late`.
-    ///
-    /// `begin` starts what the decider commands, and does not wait for it: another's deadline is not this one's. Work
-    /// of two events may begin in any order; what must not is commanded only after the other was reported.
-    pub(crate) fn ask(
-        &self,
-        now: Duration,
-        ask: impl FnOnce(WaiterId) -> Event,
-        deadline: Option<Instant>,
-        begin: &mut dyn FnMut(Command),
-    ) -> Told<M> {
-        match self.ask_later(now, ask, begin) {
-            Ok(told) => told,
-            Err(waiter) => self.wait(waiter, deadline).unwrap_or_else(|| self.give_up(now, waiter, begin)),
-        }
-    }
-
     /// Asks, and does not wait. Whoever is not answered at once waits under a number, or gives up.
+    ///
+    /// `begin` starts what the decider commands, and does not wait for it: another's patience is not this one's. Work
+    /// of two events may begin in any order; what must not is commanded only after the other was reported.
     pub(crate) fn ask_later(
         &self,
         now: Duration,
-        ask: impl FnOnce(WaiterId) -> Event,
+        ask: impl FnOnce(WaiterId) -> SnapEvent,
         begin: &mut dyn FnMut(Command),
-    ) -> Result<Told<M>, WaiterId> {
+    ) -> Result<Reply<M>, WaiterId> {
         let mut inner = self.lock();
         let waiter = WaiterId(inner.next_waiter);
         inner.next_waiter += 1;
         self.decide(inner, now, ask(waiter), Some(waiter), begin).ok_or(waiter)
     }
 
-    /// Waits for an answer; nothing at the deadline.
-    pub(crate) fn wait(&self, waiter: WaiterId, deadline: Option<Instant>) -> Option<Told<M>> {
+    /// Waits for an answer; nothing at the end of its patience. Whoever may be cancelled is [nudged](Desk::nudge) then.
+    pub(crate) fn wait(&self, waiter: WaiterId, patience: &Patience) -> Option<Reply<M>> {
         let mut inner = self.lock();
         loop {
-            if let Some(told) = inner.fetch(waiter) {
-                return Some(told);
+            if let Some(reply) = inner.fetch(waiter) {
+                return Some(reply);
             }
-            inner = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            patience.check().ok()?;
+            inner = match patience.deadline {
                 None => self.answered.wait(inner).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => return None,
-                Some(left) => {
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
                     self.answered.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
     }
 
+    /// Has those who wait look at their patience again.
+    pub(crate) fn nudge(&self) {
+        drop(self.lock()); // Whoever has looked, and does not wait yet, waits by now.
+        self.answered.notify_all();
+    }
+
+    /// Wakes when the answer comes, once; right now if it is there.
+    pub(crate) fn watch(&self, waiter: WaiterId, waker: Waker) {
+        let mut inner = self.lock();
+        match inner.answers.iter().any(|(who, _)| *who == waiter) {
+            false => inner.wakers.push((waiter, waker)),
+            true => {
+                drop(inner);
+                waker.wake(); // Outside of the lock: a waker may run anything.
+            }
+        }
+    }
+
     /// Waits no longer. If an answer was on its way already, it is that one.
-    pub(crate) fn give_up(&self, now: Duration, waiter: WaiterId, begin: &mut dyn FnMut(Command)) -> Told<M> {
-        let told = self.decide(self.lock(), now, Event::GiveUp { waiter }, Some(waiter), begin);
-        told.or_else(|| self.lock().fetch(waiter)).expect("who gives up is answered, now or before")
+    pub(crate) fn give_up(
+        &self,
+        now: Duration,
+        waiter: WaiterId,
+        begin: &mut dyn FnMut(Command),
+    ) -> Reply<M> {
+        let mut inner = self.lock();
+        inner.wakers.retain(|(who, _)| *who != waiter);
+        let reply = self.decide(inner, now, SnapEvent::GiveUp { waiter }, Some(waiter), begin);
+        reply.or_else(|| self.lock().fetch(waiter)).expect("who gives up is answered, now or before")
     }
 
     /// Tells what has happened.
-    pub(crate) fn report(&self, now: Duration, event: Event, begin: &mut dyn FnMut(Command)) {
+    pub(crate) fn report(&self, now: Duration, event: SnapEvent, begin: &mut dyn FnMut(Command)) {
         self.decide(self.lock(), now, event, None, begin);
     }
 
@@ -112,7 +135,7 @@ impl<M> Desk<M> {
     pub(crate) fn report_memory(
         &self,
         now: Duration,
-        event: Event,
+        event: SnapEvent,
         (version, memory): (Version, Arc<M>),
         begin: &mut dyn FnMut(Command),
     ) {
@@ -122,10 +145,20 @@ impl<M> Desk<M> {
         self.decide(inner, now, event, None, begin);
     }
 
-    /// Gives a lease back.
-    pub(crate) fn release(&self, now: Duration, version: Version) {
+    /// Gives a lease back. What was to be evicted, and goes with it, is returned.
+    pub(crate) fn release(&self, now: Duration, version: Version) -> Option<Arc<M>> {
+        let inner = self.lock();
+        let evicted = inner.decider.goes_with_last_lease(version).then(|| inner.memory_of(version).clone());
         let nothing = &mut |command| unreachable!("a dropped lease begins nothing: {command:?}");
-        self.decide(self.lock(), now, Event::Released { version }, None, nothing);
+        self.decide(inner, now, SnapEvent::Released { version }, None, nothing);
+        evicted
+    }
+
+    /// What is served from memory now. Whoever looks has no lease: it may cease to be served at any time.
+    pub(crate) fn served(&self) -> Option<Arc<M>> {
+        let inner = self.lock();
+        let served = inner.decider.served()?;
+        Some(inner.memory_of(served).clone())
     }
 
     /// Looks at the decider.
@@ -138,21 +171,24 @@ impl<M> Desk<M> {
         &self,
         mut inner: MutexGuard<'_, Inner<M>>,
         now: Duration,
-        event: Event,
+        event: SnapEvent,
         asker: Option<WaiterId>,
         begin: &mut dyn FnMut(Command),
-    ) -> Option<Told<M>> {
+    ) -> Option<Reply<M>> {
         let (mut own, mut others) = (None, false);
-        let (mut dropped, mut work) = (Vec::new(), Vec::new());
+        let (mut dropped, mut work, mut woken) = (Vec::new(), Vec::new(), Vec::new());
         let mut commands = std::mem::take(&mut inner.commands);
         inner.decider.on(now, event, &mut commands);
         for command in commands.drain(..) {
             match command {
-                Command::Answer(waiter, answer) if Some(waiter) == asker => own = Some(inner.told(answer)),
+                Command::Answer(waiter, answer) if Some(waiter) == asker => own = Some(inner.reply(answer)),
                 Command::Answer(waiter, answer) => {
-                    let told = inner.told(answer);
-                    inner.answers.push((waiter, told));
+                    let reply = inner.reply(answer);
+                    inner.answers.push((waiter, reply));
                     others = true;
+                    if let Some(at) = inner.wakers.iter().position(|(who, _)| *who == waiter) {
+                        woken.push(inner.wakers.swap_remove(at).1);
+                    }
                 }
                 Command::DropMemory(version) => dropped.push(inner.take_memory(version)),
                 command => work.push(command),
@@ -163,6 +199,7 @@ impl<M> Desk<M> {
         if others {
             self.answered.notify_all(); // A system call, even if nobody waits.
         }
+        woken.into_iter().for_each(Waker::wake);
         drop(dropped);
         work.into_iter().for_each(begin);
         own
@@ -174,10 +211,14 @@ impl<M> Desk<M> {
 }
 
 impl<M> Inner<M> {
-    fn told(&self, answer: Answer) -> Told<M> {
-        let Answer::Lease(version) = answer else { return Told::Other(answer) };
+    fn reply(&self, answer: Answer) -> Reply<M> {
+        let Answer::Lease(version) = answer else { return Reply::Other(answer) };
+        Reply::Lease(version, self.memory_of(version).clone())
+    }
+
+    fn memory_of(&self, version: Version) -> &Arc<M> {
         let memory = self.memory.iter().find(|(known, _)| *known == version);
-        Told::Lease(version, memory.expect("what is leased is in memory").1.clone())
+        &memory.expect("what is served or leased is in memory").1
     }
 
     fn take_memory(&mut self, version: Version) -> Arc<M> {
@@ -185,7 +226,7 @@ impl<M> Inner<M> {
         self.memory.swap_remove(index.expect("what is dropped is in memory")).1
     }
 
-    fn fetch(&mut self, waiter: WaiterId) -> Option<Told<M>> {
+    fn fetch(&mut self, waiter: WaiterId) -> Option<Reply<M>> {
         let index = self.answers.iter().position(|(who, _)| *who == waiter)?;
         Some(self.answers.swap_remove(index).1)
     }

@@ -1,145 +1,332 @@
-//! What the cache knows of one key: loading, in memory, on disk, or nothing.
+//! The cache's entry for one key: its decider's desk, and what the decider does not know of its versions.
+//!
+//! The decider decides with names of versions; here lie what they stand for on the disk: manifests, and sealed loads
+//! that wait for their commit. Each is put here before the event that brings it, and taken by the command that ends it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key};
 
+use crate::cache::Want;
+use crate::cache::close::UnderWay;
+use crate::cache::told::{Outcome, Tell, Told, outcome};
+use crate::events::{Event, EventHub, reason};
+use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
+use crate::snap::commit::Commit;
+use crate::snap::desk::{Desk, Reply};
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
-use crate::snap::warm::Attempt;
+use crate::snap::runner::Runner;
+use crate::snap::state::{Command, Decider, Form, Limits, SnapEvent, Version, WaiterId};
+use crate::snap::warm::WarmError;
+use crate::spindle::engine::DiskError;
 
 /// One key's place in the cache.
-#[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) key: Key,
-    state: Mutex<State>,
-    changed: Condvar,
+    pub(crate) desk: Desk<HotSlice>,
+    runner: Arc<Runner>,
+    facts: Mutex<Facts>,
+    holders: Mutex<Holders>,
 }
 
-/// What there is of a slice. Memory and disk change apart: a fresh slice is in memory first.
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    /// A writer is open.
-    pub(crate) loading: bool,
-    /// A sealed slice is on its way to the disk.
-    pub(crate) committing: bool,
-    /// Somebody waits for memory, to bring the files into it.
-    pub(crate) reserving: bool,
-    /// The files are on their way into memory, until the slice can be leased.
-    pub(crate) warming: Option<Arc<Attempt>>,
-    /// The slice in memory.
-    pub(crate) hot: Option<Arc<HotSlice>>,
-    /// The slice on disk.
-    pub(crate) manifest: Option<Arc<Manifest>>,
+/// What the decider's names stand for, and why things failed.
+#[derive(Default)]
+pub(crate) struct Facts {
+    /// What is on the disk, by load number.
+    pub(crate) manifests: BTreeMap<u64, Arc<Manifest>>,
+    /// What is sealed, and waits for its commit to begin.
+    pub(crate) cargo: BTreeMap<u64, Cargo>,
+    /// Why the last warming failed.
+    pub(crate) warm_error: Option<Arc<WarmError>>,
+    /// Why the last removal failed.
+    pub(crate) removal_error: Option<Arc<DiskError>>,
     /// The load whose files were verified when they were evicted, and stayed in the page cache: what is still
     /// there need not be verified again. Nobody but us reads the files, so what was dropped meanwhile is missing.
     pub(crate) verified_load: Option<u64>,
 }
 
-/// What a snap is, in the words that users know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SnapState {
-    /// Nothing is known but the name.
-    Cold,
-    /// A load is under way.
-    Loading,
-    /// Only files.
-    Warm,
-    /// In memory, can be scanned.
-    Hot,
-    /// Loaded, and without any blob.
-    NoData,
+/// A sealed load on its way to the disk.
+pub(crate) struct Cargo {
+    pub(crate) commit: Commit,
+    pub(crate) debt: Debt,
 }
 
-impl State {
-    pub(crate) fn snap_state(&self) -> SnapState {
-        match (&self.hot, &self.manifest) {
-            (Some(hot), _) if hot.regions.is_empty() => SnapState::NoData,
-            (Some(_), _) => SnapState::Hot,
-            (None, Some(manifest)) if manifest.regions.is_empty() => SnapState::NoData,
-            (None, _) if self.loading => SnapState::Loading,
-            (None, Some(_)) => SnapState::Warm,
-            (None, None) => SnapState::Cold,
+/// What whoever sealed a load is told when it is on the disk. As long as it lives the commit counts as under way.
+pub(crate) struct Debt {
+    under_way: UnderWay,
+    tell: Tell,
+    /// Whether somebody waits for that. Otherwise a failure is kept for the next sync.
+    waits: bool,
+    /// When the load was closed.
+    pub(crate) since: Instant,
+}
+
+/// The leases on the entry's slices, each with its beginning.
+#[derive(Default)]
+struct Holders {
+    next: u64,
+    held: BTreeMap<u64, (Fingerprint, Instant)>,
+}
+
+impl Debt {
+    /// Tells how the commit ended.
+    pub(crate) fn pay(self, ended: Outcome) {
+        let unheard = match ended {
+            Err(error) if !self.waits => Some(error),
+            ended => self.tell.tell(ended).err().and_then(Result::err),
+        };
+        if let Some(error) = unheard {
+            self.under_way.failed(error);
         }
     }
 
-    /// Whether this is what is on the disk now.
-    pub(crate) fn is_manifest(&self, manifest: &Arc<Manifest>) -> bool {
-        self.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, manifest))
-    }
-
-    /// What decided the blobs of what is there.
-    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
-        let on_disk = || self.manifest.as_ref().map(|manifest| manifest.fingerprint);
-        self.hot.as_ref().map(|hot| hot.fingerprint).or_else(on_disk)
-    }
-
-    /// Whether what is in memory is on the disk, too.
-    pub(crate) fn is_durable(&self) -> bool {
-        match (&self.hot, &self.manifest) {
-            (Some(hot), Some(manifest)) => hot.load_number == manifest.load_number,
-            (None, manifest) => manifest.is_some(),
-            (Some(_), None) => false,
-        }
+    /// Tells that there will be no commit. That is no failure: nobody wants the slice any more. It stays under way
+    /// until what is returned is dropped.
+    pub(crate) fn cancel(self, ended: Outcome) -> UnderWay {
+        let _ = self.tell.tell(ended);
+        self.under_way
     }
 }
 
-/// Wakes those who wait for the state, when one of them is cancelled.
+/// Ends a wait for memory, when what it is for is answered otherwise.
+struct Answered(CancelToken);
+
+impl Wake for Answered {
+    fn wake(self: Arc<Self>) {
+        self.0.cancel();
+    }
+}
+
+/// Wakes those who wait for answers, when one of them is cancelled.
 impl Wake for Entry {
     fn wake(self: Arc<Self>) {
-        drop(self.lock()); // Whoever has looked, and does not wait yet, waits by now.
-        self.changed.notify_all();
+        self.desk.nudge();
     }
 }
 
 impl Entry {
-    pub(crate) fn new(key: Key, manifest: Option<Arc<Manifest>>) -> Entry {
-        let state = State { manifest, ..State::default() };
-        Entry { key, state: Mutex::new(state), changed: Condvar::new() }
-    }
-
-    /// The state, for a look or a short change.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the state and wakes all who wait for it.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let result = change(&mut self.lock());
-        self.changed.notify_all();
-        result
-    }
-
-    /// Waits until the state satisfies the caller, who may answer with something; nothing at the end of its
-    /// patience.
-    pub(crate) fn wait<T>(
-        self: &Arc<Self>,
-        patience: &Patience,
-        mut satisfied: impl FnMut(&mut State) -> Option<T>,
-    ) -> Option<T> {
-        let _watches = patience.watch(&Waker::from(self.clone()));
-        let mut state = self.lock();
-        loop {
-            if let Some(answer) = satisfied(&mut state) {
-                return Some(answer);
+    /// A key of which nothing is known, or whose manifest was found.
+    pub(crate) fn new(key: Key, found: Option<Manifest>, runner: Arc<Runner>) -> Entry {
+        let mut facts = Facts::default();
+        let desk = match found {
+            None => Desk::new(Decider::cold(Limits::default()), None),
+            Some(manifest) => {
+                let version = manifest.version();
+                let is_empty = manifest.regions.is_empty();
+                let slice =
+                    || HotSlice::new(key.clone(), version.fingerprint, version.load, Vec::new(), None);
+                let memory = is_empty.then(|| (version, Arc::new(slice())));
+                facts.manifests.insert(version.load, Arc::new(manifest));
+                Desk::new(Decider::found(Limits::default(), version, is_empty), memory)
             }
-            patience.check().ok()?;
-            state = match patience.deadline {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+        };
+        Entry { key, desk, runner, facts: Mutex::new(facts), holders: Mutex::default() }
+    }
+
+    /// What the decider does not know, for a look or a short change.
+    pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks, and waits for the answer as long as it is patient.
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        ask: impl FnOnce(WaiterId) -> SnapEvent,
+        patience: &Patience,
+    ) -> Reply<HotSlice> {
+        let asked = self.desk.ask_later(self.now(), ask, &mut self.beginning());
+        asked.unwrap_or_else(|waiter| self.wait(waiter, patience))
+    }
+
+    /// Asks for a lease, and waits for it. Says whether it had to wait: then the slice has just come into memory.
+    ///
+    /// Whoever asks first for a slice that is to be warmed waits for the memory, too. At the end of its patience the
+    /// others are told that there was none, and the next one asks for itself.
+    pub(crate) fn lease(self: &Arc<Self>, want: Want, patience: &Patience) -> (Reply<HotSlice>, bool) {
+        let ask = |waiter| SnapEvent::Lease { waiter, want, offer: None };
+        let mut warming = None;
+        let asked = self.desk.ask_later(self.now(), ask, &mut |command| match command {
+            Command::StartWarming(version) => warming = Some(version),
+            other => self.runner.begin(self, other),
+        });
+        match (asked, warming) {
+            (Ok(reply), None) => (reply, false),
+            (Ok(reply), Some(version)) => {
+                self.runner.begin(self, Command::StartWarming(version));
+                (reply, false)
+            }
+            (Err(waiter), None) => (self.wait(waiter, patience), true),
+            (Err(waiter), Some(version)) => {
+                let answered = CancelToken::new();
+                self.desk.watch(waiter, Waker::from(Arc::new(Answered(answered.clone()))));
+                self.runner.warm(self, version, &Patience { stop: Some(answered), ..patience.clone() });
+                (self.wait(waiter, patience), true)
+            }
         }
     }
 
-    /// The load is over and left nothing; what was there before stays.
-    pub(crate) fn load_failed(&self) {
-        self.change(|state| state.loading = false);
+    /// Waits for an answer as long as it is patient, and gives up then.
+    fn wait(self: &Arc<Self>, waiter: WaiterId, patience: &Patience) -> Reply<HotSlice> {
+        let _watches = patience.watch(&Waker::from(self.clone()));
+        let waited = self.desk.wait(waiter, patience);
+        waited.unwrap_or_else(|| self.desk.give_up(self.now(), waiter, &mut self.beginning()))
+    }
+
+    /// Tells what has happened.
+    pub(crate) fn report(self: &Arc<Self>, event: SnapEvent) {
+        self.report_and(event, &mut self.beginning());
+    }
+
+    /// Tells what has happened. What follows from it is the caller's to begin.
+    pub(crate) fn report_and(&self, event: SnapEvent, begin: &mut dyn FnMut(Command)) {
+        self.desk.report(self.runner.now(), event, begin);
+    }
+
+    /// Tells that a version is in memory: sealed or warmed.
+    pub(crate) fn report_memory(self: &Arc<Self>, event: SnapEvent, slice: Arc<HotSlice>) {
+        let memory = (slice.version(), slice);
+        self.desk.report_memory(self.runner.now(), event, memory, &mut self.beginning());
+    }
+
+    /// Tells that a version could not be brought into memory, or not all of it, and why.
+    pub(crate) fn warming_failed(self: &Arc<Self>, version: Version, error: Arc<WarmError>) {
+        let event = match *error {
+            _ if error.is_damage() => SnapEvent::Damaged { version },
+            WarmError::Memory { .. } => SnapEvent::WarmRefused { version },
+            _ => SnapEvent::WarmFailed { version },
+        };
+        // What was flushed or replaced meanwhile fails nobody. Nor does memory: whoever waits for it is told.
+        let is_wanted = self.desk.look(|snap| snap.version() == Some(version));
+        if is_wanted && !matches!(event, SnapEvent::WarmRefused { .. }) {
+            self.events().tell(|| Event::WarmFailed { key: self.key.clone(), why: reason(&*error) });
+        }
+        self.facts().warm_error = Some(error);
+        self.report(event);
+    }
+
+    /// Hands over a load that is sealed. What it is told comes when it is on the disk.
+    pub(crate) fn seal(self: &Arc<Self>, commit: Commit, waits: bool) -> Told {
+        let (tell, told) = outcome();
+        let under_way = self.runner.commits.begin(self.key.clone());
+        let debt = Debt { under_way, tell, waits, since: Instant::now() };
+        let version = Version { load: commit.folders.load_number, fingerprint: commit.fingerprint };
+        let hot = commit.hot.clone();
+        self.facts().cargo.insert(version.load, Cargo { commit, debt });
+        match hot {
+            None => self.report(SnapEvent::Sealed { version, form: Form::Direct }),
+            Some(hot) => {
+                let form = if hot.regions.is_empty() { Form::Empty } else { Form::Image };
+                self.report_memory(SnapEvent::Sealed { version, form }, hot);
+            }
+        }
+        told
+    }
+
+    /// What the manifest names now, unless it is about to go.
+    pub(crate) fn manifest(&self) -> Option<Arc<Manifest>> {
+        let version = self.desk.look(Decider::on_disk)?;
+        self.facts().manifests.get(&version.load).cloned()
+    }
+
+    /// Whether it was erased: then the key is looked up anew.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.desk.look(Decider::is_gone)
+    }
+
+    /// Whether it need not be remembered.
+    pub(crate) fn is_blank(&self) -> bool {
+        let now = self.now();
+        self.desk.look(|snap| snap.is_blank(now))
+    }
+
+    /// One lease more. The number is for [`release`](Entry::release).
+    pub(crate) fn hold(&self, fingerprint: Fingerprint) -> u64 {
+        let mut holders = self.holders();
+        let number = holders.next;
+        holders.next += 1;
+        holders.held.insert(number, (fingerprint, Instant::now()));
+        number
+    }
+
+    /// A lease is given back.
+    pub(crate) fn release(&self, number: u64, version: Option<Version>) {
+        self.holders().held.remove(&number);
+        let evicted = version.and_then(|version| self.desk.release(self.now(), version));
+        if let Some(slice) = evicted {
+            self.events().tell(|| Event::Evicted { key: self.key.clone(), bytes: slice.bytes() });
+        }
+    }
+
+    /// All leases, each with the fingerprint of what it holds, and its beginning.
+    pub(crate) fn held(&self) -> Vec<(Fingerprint, Instant)> {
+        self.holders().held.values().copied().collect()
+    }
+
+    /// The moment for the decider.
+    pub(crate) fn now(&self) -> Duration {
+        self.runner.now()
+    }
+
+    /// Where what happens to it is told.
+    pub(crate) fn events(&self) -> &EventHub {
+        &self.runner.events
+    }
+
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beginning(self: &Arc<Self>) -> impl FnMut(Command) + '_ {
+        |command| self.runner.begin(self, command)
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::snap::state::Answer;
+
+    #[derive(Default)]
+    struct Bell(AtomicU32);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_watches_for_an_answer_is_woken_once_when_it_comes_or_is_there() {
+        let now = Duration::ZERO;
+        let desk = Desk::new(Decider::cold(Limits::default()), None);
+        let version = Version { load: 1, fingerprint: Fingerprint::from_bytes([1; 32]) };
+        let nothing = &mut |command| assert_eq!(command, Command::StartCommit(version));
+        let write = |waiter| SnapEvent::Write { waiter, version };
+        assert!(matches!(desk.ask_later(now, write, nothing), Ok(Reply::Other(Answer::Write(_)))));
+        let lease = |waiter| SnapEvent::Lease { waiter, want: Want::Latest, offer: None };
+        let waiter = desk.ask_later(now, lease, nothing).unwrap_err();
+        let bells = [(); 2].map(|()| Arc::new(Bell::default()));
+        let rung = || bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed));
+        desk.watch(waiter, Waker::from(bells[0].clone()));
+        assert_eq!(rung(), [0, 0]);
+        let sealed = SnapEvent::Sealed { version, form: Form::Image };
+        desk.report_memory(now, sealed, (version, Arc::new("bytes")), nothing);
+        desk.watch(waiter, Waker::from(bells[1].clone()));
+        assert_eq!(rung(), [1, 1]);
+        let past = Patience::until(Some(Instant::now()));
+        assert!(matches!(desk.wait(waiter, &past), Some(Reply::Lease(_, memory)) if *memory == "bytes"));
     }
 }

@@ -16,6 +16,7 @@ use crate::region::watermark::{RegionFault, Watermark};
 use crate::scan::patience::Patience;
 use crate::snap::manifest::FileCount;
 use crate::snap::reaper::{ReaperInbox, Remains};
+use crate::snap::state::Version;
 use crate::spindle::held::Spindle;
 
 /// Where a hot region's bytes lie.
@@ -202,6 +203,11 @@ impl HotSlice {
         HotSlice { key, fingerprint, load_number, regions, hauled }
     }
 
+    /// What the decider calls it.
+    pub(crate) fn version(&self) -> Version {
+        Version { load: self.load_number, fingerprint: self.fingerprint }
+    }
+
     /// How many bytes its regions have.
     pub(crate) fn bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.bytes().len()).sum()
@@ -218,10 +224,10 @@ impl HotSlice {
         }
     }
 
-    /// The page cache of its files goes with its memory.
-    pub(crate) fn drop_cache_too(&self) {
+    /// Whether the page cache of its files goes with its memory.
+    pub(crate) fn drop_cache_too(&self, drops: bool) {
         for region in &self.regions {
-            region.drops_cache.store(true, Ordering::Relaxed); // Read after the last share is gone.
+            region.drops_cache.store(drops, Ordering::Relaxed); // Read after the last share is gone.
         }
     }
 

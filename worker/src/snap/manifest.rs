@@ -9,6 +9,7 @@ use pelton_region_format::{ContentId, Fingerprint, Key, crc32c};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::ledger::Stored;
+use crate::snap::state::Version;
 use crate::spindle::identity::SpindleUuid;
 
 /// Which format this crate writes.
@@ -81,6 +82,11 @@ struct Record {
 }
 
 impl Manifest {
+    /// What the decider calls it.
+    pub(crate) fn version(&self) -> Version {
+        Version { load: self.load_number, fingerprint: self.fingerprint }
+    }
+
     /// Its file's name: what is not a digit, letter, dot, dash or underscore in the key becomes a plus.
     pub(crate) fn file_name(key: &Key) -> String {
         // Names can't hold `/`; and no name holds `+`, so different keys have different file names.

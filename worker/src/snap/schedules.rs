@@ -13,10 +13,11 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::thread::{self, JoinHandle};
 
-use self::desk::{Desk, Told};
+use self::desk::{Desk, Reply};
 use self::sync::Arc;
-use super::state::{self, Answer, Command, Decider, Event, Form, Limits, SnapState, Version, WaiterId};
+use super::state::{self, Answer, Command, Decider, Form, Limits, SnapEvent, SnapState, Version, WaiterId};
 use crate::cache::Want;
+use crate::scan::patience::Patience;
 
 /// What the desk locks with, seen by the model checker.
 mod sync {
@@ -114,7 +115,7 @@ impl World {
         unseen(&self.outside.running).push(thread);
     }
 
-    fn report(&self, event: Event) {
+    fn report(&self, event: SnapEvent) {
         self.desk.report(NOW, event, &mut |command| self.begin(command));
     }
 
@@ -125,28 +126,28 @@ impl World {
         let form = match thread_rng().gen_range(0..8) {
             0..4 => Form::Image,
             4..6 => Form::Direct,
-            6 => return self.report(Event::LoadFailed { version }),
-            _ => return self.report(Event::LoadCancelled { version }),
+            6 => return self.report(SnapEvent::LoadFailed { version }),
+            _ => return self.report(SnapEvent::LoadCancelled { version }),
         };
         unseen(&self.outside.disk).files.insert(version);
-        let event = Event::Sealed { version, form };
+        let event = SnapEvent::Sealed { version, form };
         match form {
             Form::Direct => self.report(event),
             _ => self.report_memory(event, version),
         }
     }
 
-    fn report_memory(&self, event: Event, version: Version) {
+    fn report_memory(&self, event: SnapEvent, version: Version) {
         self.desk.report_memory(NOW, event, self.bytes(version), &mut |command| self.begin(command));
     }
 
     fn warm(&self, version: Version) {
         thread::yield_now();
         match thread_rng().gen_range(0..8) {
-            0 => self.report(Event::WarmFailed { version }),
-            1 => self.report(Event::WarmRefused { version }),
-            2 => self.report(Event::Damaged { version }),
-            _ => self.report_memory(Event::Warmed { version }, version),
+            0 => self.report(SnapEvent::WarmFailed { version }),
+            1 => self.report(SnapEvent::WarmRefused { version }),
+            2 => self.report(SnapEvent::Damaged { version }),
+            _ => self.report_memory(SnapEvent::Warmed { version }, version),
         }
     }
 
@@ -154,10 +155,10 @@ impl World {
         self.use_disk(|disk| assert!(disk.files.contains(&version), "{version:?} has no files"));
         if thread_rng().gen_bool(0.2) {
             unseen(&self.outside.disk).files.remove(&version);
-            return self.report(Event::CommitFailed { version });
+            return self.report(SnapEvent::CommitFailed { version });
         }
         unseen(&self.outside.disk).manifest = Some(version);
-        self.report(Event::Committed { version });
+        self.report(SnapEvent::Committed { version });
     }
 
     fn remove(&self, version: Version) {
@@ -167,7 +168,7 @@ impl World {
             }
             assert!(disk.files.remove(&version), "{version:?} has no files");
         });
-        self.report(Event::Removed { version });
+        self.report(SnapEvent::Removed { version });
     }
 
     /// A commit or a removal: never two at a time.
@@ -185,47 +186,56 @@ impl World {
         let begin = &mut |command| self.begin(command);
         loop {
             let offer = thread_rng().gen_bool(0.7).then(|| self.fresh(wanted.unwrap_or(0)));
-            let told = self.desk.ask_later(NOW, |waiter| Event::Lease { waiter, want, offer }, begin);
-            let told = told.unwrap_or_else(|waiter| match thread_rng().gen_bool(0.2) {
+            let reply = self.desk.ask_later(NOW, |waiter| SnapEvent::Lease { waiter, want, offer }, begin);
+            let reply = reply.unwrap_or_else(|waiter| match thread_rng().gen_bool(0.2) {
                 true => self.desk.give_up(NOW, waiter, begin),
-                false => self.desk.wait(waiter, None).expect("without a deadline the answer comes"),
+                false => {
+                    self.desk.wait(waiter, &Patience::default()).expect("with all patience the answer comes")
+                }
             });
-            match told {
-                Told::Lease(version, bytes) => {
+            match reply {
+                Reply::Lease(version, bytes) => {
                     self.outside.leases.fetch_add(1, Ordering::Relaxed);
                     assert_eq!(bytes.fingerprint, version.fingerprint);
                     assert!(wanted.is_none_or(|number| bytes.fingerprint == fingerprint(number)));
                     thread::yield_now();
                     if thread_rng().gen_bool(0.1) {
-                        self.report(Event::Damaged { version });
+                        self.report(SnapEvent::Damaged { version });
                     }
-                    self.desk.release(NOW, version);
+                    drop(self.desk.release(NOW, version));
                     return;
                 }
                 // Too late with its number: with a new one it goes on. If the snap is gone, another one is asked.
-                Told::Other(Answer::Again) if self.desk.look(|snap| snap.state(NOW)) != SnapState::Gone => {}
-                Told::Other(_) => return,
+                Reply::Other(Answer::Again) if self.desk.look(|snap| snap.state(NOW)) != SnapState::Gone => {}
+                Reply::Other(_) => return,
             }
         }
     }
 
+    fn ask(&self, ask: impl FnOnce(WaiterId) -> SnapEvent) -> Reply<Bytes> {
+        let asked = self.desk.ask_later(NOW, ask, &mut |command| self.begin(command));
+        asked.unwrap_or_else(|waiter| {
+            self.desk.wait(waiter, &Patience::default()).expect("with all patience the answer comes")
+        })
+    }
+
     fn operate(&self) {
         for _ in 0..2 {
-            let ask: fn(WaiterId) -> Event = match thread_rng().gen_range(0..6) {
-                0..3 => |waiter| Event::Evict { waiter },
-                3..5 => |waiter| Event::Flush { waiter },
-                _ => |waiter| Event::Erase { waiter },
+            let ask: fn(WaiterId) -> SnapEvent = match thread_rng().gen_range(0..6) {
+                0..3 => |waiter| SnapEvent::Evict { waiter },
+                3..5 => |waiter| SnapEvent::Flush { waiter },
+                _ => |waiter| SnapEvent::Erase { waiter },
             };
-            let told = self.desk.ask(NOW, ask, None, &mut |command| self.begin(command));
-            assert!(matches!(told, Told::Other(_)));
+            let reply = self.ask(ask);
+            assert!(matches!(reply, Reply::Other(_)));
         }
     }
 
     fn write(&self) {
         let version = self.fresh(thread_rng().gen_range(0..2));
-        let write = |waiter| Event::Write { waiter, version };
-        let told = self.desk.ask(NOW, write, None, &mut |command| self.begin(command));
-        if matches!(told, Told::Other(Answer::Write(_))) {
+        let write = |waiter| SnapEvent::Write { waiter, version };
+        let reply = self.ask(write);
+        if matches!(reply, Reply::Other(Answer::Write(_))) {
             self.load(version);
         }
     }
@@ -244,7 +254,7 @@ fn race() -> u64 {
     let parts: [fn(&World); 6] =
         [World::scan, World::scan, World::scan, World::operate, World::write, |world: &World| {
             if thread_rng().gen_bool(0.3) {
-                world.report(Event::Close);
+                world.report(SnapEvent::Close);
             }
         }];
     let threads = parts.map(|part| {
@@ -257,7 +267,7 @@ fn race() -> u64 {
         let disk = unseen(&world.outside.disk);
         assert!(disk.files.iter().eq(disk.manifest.iter()), "{disk:?}: files and manifest differ");
     }
-    world.report(Event::Close);
+    world.report(SnapEvent::Close);
     world.join_all();
     assert_eq!(world.desk.look(Decider::leases), 0);
     assert_eq!(world.outside.in_memory.load(Ordering::Relaxed), 0, "memory is left after the close");

@@ -48,7 +48,7 @@ pub(crate) enum Form {
 
 /// What somebody asks, or reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum SnapEvent {
     /// Somebody wants to scan. `offer` is the load that may be begun for it, if it knows how to load.
     Lease { waiter: WaiterId, want: Want, offer: Option<Version> },
     /// Somebody wants to load by hand.
@@ -82,7 +82,7 @@ pub(crate) enum Event {
     Warmed { version: Version },
     /// There is no memory for it now, which is not its fault.
     WarmRefused { version: Version },
-    /// The disk refused.
+    /// The disk refused; maybe after it was warm enough to be leased, and was told so.
     WarmFailed { version: Version },
     /// It is not what was written. Found by warming or by a scan.
     Damaged { version: Version },
@@ -164,7 +164,8 @@ pub(crate) enum Answer {
 
 /// What a snap is, in the words that users know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum SnapState {
+#[non_exhaustive]
+pub enum SnapState {
     /// Nothing is known but the name.
     Cold,
     /// A load is under way, and there is nothing to scan meanwhile.
@@ -247,6 +248,8 @@ struct Hot {
     leases: u32,
     /// It was evicted while it was leased: goes with the last lease, unless somebody takes a new one before.
     leaving: bool,
+    /// The rest of it did not come into memory: nobody new gets it, and it goes with the last lease.
+    broken: bool,
     saving: Saving,
 }
 
@@ -340,7 +343,14 @@ impl Decider {
     /// A snap whose manifest was found.
     pub(crate) fn found(limits: Limits, version: Version, empty: bool) -> Decider {
         // Without any blob there is nothing to bring into memory.
-        let hot = empty.then_some(Hot { version, empty, leases: 0, leaving: false, saving: Saving::Done });
+        let hot = empty.then_some(Hot {
+            version,
+            empty,
+            leases: 0,
+            leaving: false,
+            broken: false,
+            saving: Saving::Done,
+        });
         let named = Some(OnDisk { version, doomed: false });
         Decider { hot, named, load_last: version.load, ..Decider::cold(limits) }
     }
@@ -348,32 +358,34 @@ impl Decider {
     /// Takes in an event. What is to be done is put behind what `commands` holds already.
     ///
     /// Times count from any fixed moment, such as the opening of the cache.
-    pub(crate) fn on(&mut self, now: Duration, event: Event, commands: &mut Vec<Command>) {
+    pub(crate) fn on(&mut self, now: Duration, event: SnapEvent, commands: &mut Vec<Command>) {
         match event {
-            Event::Lease { waiter, want, offer } => self.lease(now, waiter, want, offer, commands),
-            Event::Write { waiter, version } => commands.push(Command::Answer(waiter, self.write(version))),
-            Event::GiveUp { waiter } => self.give_up(waiter, commands),
-            Event::Evict { waiter } => {
+            SnapEvent::Lease { waiter, want, offer } => self.lease(now, waiter, want, offer, commands),
+            SnapEvent::Write { waiter, version } => {
+                commands.push(Command::Answer(waiter, self.write(version)))
+            }
+            SnapEvent::GiveUp { waiter } => self.give_up(waiter, commands),
+            SnapEvent::Evict { waiter } => {
                 let answer = self.evict(commands);
                 commands.push(Command::Answer(waiter, answer));
             }
-            Event::Flush { waiter } => self.flush(waiter, commands),
-            Event::Erase { waiter } => commands.push(Command::Answer(waiter, self.erase())),
-            Event::Pin => self.pin(),
-            Event::Unpin => self.pinned = false,
-            Event::Close => self.close(commands),
-            Event::Sealed { version, form } => self.sealed(version, form, commands),
-            Event::LoadFailed { version } => self.load_failed(now, version, commands),
-            Event::LoadCancelled { version } => self.load_cancelled(version, commands),
-            Event::Committed { version } => self.committed(version, commands),
-            Event::CommitFailed { version } => self.commit_failed(now, version, commands),
-            Event::Warmed { version } => self.warmed(version, commands),
-            Event::WarmRefused { version } => self.warm_refused(version, commands),
-            Event::WarmFailed { version } => self.warm_failed(now, version, commands),
-            Event::Damaged { version } => self.damaged(version, commands),
-            Event::Removed { version } => self.removed(version),
-            Event::RemoveFailed { version } => self.remove_failed(version, commands),
-            Event::Released { version } => self.released(version, commands),
+            SnapEvent::Flush { waiter } => self.flush(waiter, commands),
+            SnapEvent::Erase { waiter } => commands.push(Command::Answer(waiter, self.erase())),
+            SnapEvent::Pin => self.pin(),
+            SnapEvent::Unpin => self.pinned = false,
+            SnapEvent::Close => self.close(commands),
+            SnapEvent::Sealed { version, form } => self.sealed(version, form, commands),
+            SnapEvent::LoadFailed { version } => self.load_failed(now, version, commands),
+            SnapEvent::LoadCancelled { version } => self.load_cancelled(version, commands),
+            SnapEvent::Committed { version } => self.committed(version, commands),
+            SnapEvent::CommitFailed { version } => self.commit_failed(now, version, commands),
+            SnapEvent::Warmed { version } => self.warmed(version, commands),
+            SnapEvent::WarmRefused { version } => self.warm_refused(version, commands),
+            SnapEvent::WarmFailed { version } => self.warm_failed(now, version, commands),
+            SnapEvent::Damaged { version } => self.damaged(version, commands),
+            SnapEvent::Removed { version } => self.removed(version),
+            SnapEvent::RemoveFailed { version } => self.remove_failed(version, commands),
+            SnapEvent::Released { version } => self.released(version, commands),
         }
         self.use_disk(commands);
         self.serve(now, commands);
@@ -385,6 +397,7 @@ impl Decider {
         match &self.hot {
             _ if self.life == Life::Gone => SnapState::Gone,
             Some(hot) if hot.empty => SnapState::NoData,
+            Some(hot) if hot.broken => SnapState::Failed,
             Some(_) => SnapState::Hot,
             None => match self.on_disk() {
                 _ if self.failed_until(now).is_some() => SnapState::Failed,
@@ -400,6 +413,27 @@ impl Decider {
         self.hot.as_ref().map(|hot| hot.version).or(self.on_disk())
     }
 
+    /// What is served from memory.
+    pub(crate) fn served(&self) -> Option<Version> {
+        self.hot.as_ref().map(|hot| hot.version)
+    }
+
+    /// Whether it was erased.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.life == Life::Gone
+    }
+
+    /// Whether nothing is known of it but the name, nothing is under way, and nobody waits: it can be forgotten.
+    pub(crate) fn is_blank(&self, now: Duration) -> bool {
+        let heals = self.failure.is_some_and(|failure| now < failure.until);
+        self.is_unused() && !self.pinned && !heals
+    }
+
+    /// Whether that version was evicted, and goes when its one lease is dropped.
+    pub(crate) fn goes_with_last_lease(&self, version: Version) -> bool {
+        self.hot.as_ref().is_some_and(|hot| hot.version == version && hot.leaving && hot.leases == 1)
+    }
+
     /// Whether that version would survive the process.
     pub(crate) fn is_durable(&self) -> bool {
         self.version().is_some() && self.version() == self.on_disk()
@@ -411,6 +445,7 @@ impl Decider {
     }
 
     /// Whether a commit or a removal is under way, or waits for its turn.
+    #[cfg(test)]
     pub(crate) fn uses_disk(&self) -> bool {
         let waits = self.hot.as_ref().is_some_and(|hot| hot.saving == Saving::Waiting);
         self.job.is_some() || waits || self.load.is_some_and(|load| load.sealed)
@@ -431,6 +466,7 @@ impl Decider {
     }
 
     /// How many leases there are, those on replaced versions included.
+    #[cfg(test)]
     pub(crate) fn leases(&self) -> u32 {
         let hot = self.hot.as_ref().map_or(0, |hot| hot.leases);
         self.old.iter().map(|old| old.leases).sum::<u32>() + hot
@@ -474,6 +510,9 @@ impl Decider {
         let known = self.version();
         if let Some(version) = known.filter(|version| does(want, *version)) {
             if let Some(hot) = &mut self.hot {
+                if hot.broken {
+                    return Ok(Answer::WarmFailed);
+                }
                 hot.leaving = false;
                 hot.leases += 1;
                 return Ok(Answer::Lease(version));
@@ -572,12 +611,10 @@ impl Decider {
     }
 
     fn erase(&mut self) -> Answer {
-        let empty = self.version().is_none() && self.named.is_none() && self.job.is_none();
-        let used = self.load.is_some() || !self.old.is_empty() || !self.waiters.is_empty();
         match self.life {
             Life::Closed | Life::Gone => self.refusal(),
             Life::Open if self.pinned => Answer::Pinned,
-            Life::Open if !empty || used => Answer::Busy,
+            Life::Open if !self.is_unused() => Answer::Busy,
             Life::Open => {
                 self.life = Life::Gone;
                 Answer::Erased
@@ -629,7 +666,7 @@ impl Decider {
         self.load = None;
         self.failure = None;
         let empty = form == Form::Empty;
-        let hot = Hot { version, empty, leases: 0, leaving: false, saving: Saving::Waiting };
+        let hot = Hot { version, empty, leases: 0, leaving: false, broken: false, saving: Saving::Waiting };
         self.serve_from_memory(Some(hot), commands);
     }
 
@@ -696,7 +733,8 @@ impl Decider {
             return;
         }
         self.failure = None;
-        let hot = Hot { version, empty: false, leases: 0, leaving: false, saving: Saving::Done };
+        let hot =
+            Hot { version, empty: false, leases: 0, leaving: false, broken: false, saving: Saving::Done };
         self.serve_from_memory(Some(hot), commands);
     }
 
@@ -712,7 +750,15 @@ impl Decider {
             self.warming = None;
             self.fail(now, Tried::Warming(version));
             self.tell(Awaits::Warming(version), Answer::WarmFailed, commands);
+            return;
         }
+        let is_it = |hot: &&mut Hot| hot.version == version && hot.saving == Saving::Done && !hot.empty;
+        let Some(hot) = self.hot.as_mut().filter(is_it) else { return };
+        hot.broken = hot.leases > 0;
+        if !hot.broken {
+            self.serve_from_memory(None, commands);
+        }
+        self.fail(now, Tried::Warming(version));
     }
 
     /// Nobody gets it any more, neither from memory nor from its files. Who can load it anew may.
@@ -757,7 +803,7 @@ impl Decider {
     fn released(&mut self, version: Version, commands: &mut Vec<Command>) {
         if let Some(hot) = self.hot.as_mut().filter(|hot| hot.version == version) {
             hot.leases = hot.leases.checked_sub(1).expect("who releases has a lease");
-            if hot.leases == 0 && hot.leaving {
+            if hot.leases == 0 && (hot.leaving || hot.broken) {
                 self.serve_from_memory(None, commands);
             }
             return;
@@ -890,8 +936,13 @@ impl Decider {
     }
 
     /// What the manifest names, unless it is about to go.
-    fn on_disk(&self) -> Option<Version> {
+    pub(crate) fn on_disk(&self) -> Option<Version> {
         self.named.filter(|named| !named.doomed).map(|named| named.version)
+    }
+
+    fn is_unused(&self) -> bool {
+        let empty = self.version().is_none() && self.named.is_none() && self.job.is_none();
+        empty && self.load.is_none() && self.old.is_empty() && self.waiters.is_empty()
     }
 
     fn fail(&mut self, now: Duration, what: Tried) {
@@ -913,7 +964,7 @@ impl Decider {
         if let Some(hot) = &self.hot {
             debug_assert_eq!(hot.saving == Saving::Done, named == Some(hot.version), "{self:?}");
             debug_assert!(self.warming.is_none(), "{self:?}");
-            debug_assert!(!hot.leaving || hot.leases > 0, "{self:?}");
+            debug_assert!(!(hot.leaving || hot.broken) || hot.leases > 0, "{self:?}");
         }
         debug_assert!(self.warming.is_none() || self.warming == named, "{self:?}");
         debug_assert!(self.old.iter().all(|old| old.leases > 0), "{self:?}");

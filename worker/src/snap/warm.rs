@@ -12,7 +12,8 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -20,7 +21,7 @@ use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, T
 
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::config::Verify;
-use crate::events::{Event, EventHub, reason};
+use crate::events::Event;
 use crate::region::arena::{Image, ImageRoom, ImageRooms};
 use crate::region::map::{LARGE_PAGE_BYTES, RegionMap, SealedFile};
 use crate::region::residence::{Residence, SpindleResidence};
@@ -30,6 +31,7 @@ use crate::snap::entry::Entry;
 use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::snap::reaper::{Reaper, ReaperInbox};
+use crate::snap::state::SnapEvent;
 use crate::snap::warmers::{WarmQueue, Warmers};
 use crate::spindle::engine::{DiskError, Op, Outcome, PageBuffer};
 use crate::spindle::file::{FileMode, SpindleFile};
@@ -112,6 +114,13 @@ pub enum WarmError {
     },
 }
 
+impl WarmError {
+    /// Whether the slice is not what was written.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, WarmError::Damaged { .. } | WarmError::OtherRegion { .. })
+    }
+}
+
 /// What a cache brings regions into memory with.
 pub(crate) struct Warmth {
     /// One for each of the cache's spindles, in their order.
@@ -153,10 +162,9 @@ pub(crate) struct Attempt {
     found: Mutex<Found>,
     /// Hangs up when the last haul has ended.
     hauled: Receiver<Infallible>,
-    events: Arc<EventHub>,
     begun: Instant,
-    /// Set by the last look: a slice that can be leased, or why not.
-    outcome: OnceLock<Result<Arc<HotSlice>, Arc<WarmError>>>,
+    /// Set by whoever tells first that not all of it comes: its end, or one of its hauls. Publishes nothing else.
+    failed: Arc<AtomicBool>,
 }
 
 /// Held by each haul of an attempt: when the last one is dropped, whoever waits for that is told.
@@ -181,20 +189,21 @@ fn region_bytes_in_memory(record: &RegionRecord) -> u64 {
 
 impl Attempt {
     /// The attempt, and what its hauls hold until they end.
-    pub(crate) fn new(
-        entry: Arc<Entry>,
-        manifest: Arc<Manifest>,
-        events: Arc<EventHub>,
-    ) -> (Arc<Attempt>, Hauling) {
+    pub(crate) fn new(entry: Arc<Entry>, manifest: Arc<Manifest>) -> (Arc<Attempt>, Hauling) {
         let looks_left = manifest.regions.len();
         let found = Mutex::new(Found { looks_left, ..Found::default() });
         let (hauling, hauled) = bounded(0);
-        let (begun, outcome) = (Instant::now(), OnceLock::new());
-        (Arc::new(Attempt { entry, manifest, found, hauled, events, begun, outcome }), Hauling(hauling))
-    }
-
-    pub(crate) fn outcome(&self) -> Option<&Result<Arc<HotSlice>, Arc<WarmError>>> {
-        self.outcome.get()
+        (
+            Arc::new(Attempt {
+                entry,
+                manifest,
+                found,
+                hauled,
+                begun: Instant::now(),
+                failed: Arc::default(),
+            }),
+            Hauling(hauling),
+        )
     }
 
     /// Hands the looks to the spindles' threads. `grant` is memory for [`bytes_in_memory`]; `is_verified` says
@@ -234,9 +243,9 @@ impl Attempt {
                 Ok((region, way)) => {
                     let region = Arc::new(region);
                     // Not the attempt: it holds what comes of it, and a haul ends when nobody else holds that.
-                    let Attempt { entry, events, .. } = &*answer.attempt;
-                    let (entry, events) = (entry.clone(), events.clone());
-                    let haul = Haul { region: region.clone(), entry, events, way, verify, _hauling: hauling };
+                    let Attempt { entry, failed, .. } = &*answer.attempt;
+                    let (entry, failed) = (entry.clone(), failed.clone());
+                    let haul = Haul { region: region.clone(), entry, failed, way, verify, _hauling: hauling };
                     queue.haul(move |queue| haul.run(queue));
                     answer.give(Ok(region));
                 }
@@ -267,39 +276,25 @@ impl Attempt {
     /// Makes the slice hot, or tells why it is not.
     fn end(&self) {
         let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
-        let outcome = match found.error {
-            Some(error) => Err(Arc::new(error)),
-            None => {
-                let Manifest { key, fingerprint, load_number, .. } = &*self.manifest;
-                let regions = found.regions.into_values().collect();
-                let hauled = Some(self.hauled.clone());
-                Ok(Arc::new(HotSlice::new(key.clone(), *fingerprint, *load_number, regions, hauled)))
-            }
-        };
-        self.events.tell(|| {
-            let key = self.manifest.key.clone();
-            match &outcome {
-                Ok(_) => {
-                    let (bytes, took) = (self.manifest.file_bytes(), self.begun.elapsed());
-                    Event::Warmed { key, bytes, took }
-                }
-                Err(error) => Event::WarmFailed { key, why: reason(&**error) },
-            }
+        let version = self.manifest.version();
+        if let Some(error) = found.error {
+            return self.entry.warming_failed(version, Arc::new(error));
+        }
+        let regions: Vec<_> = found.regions.into_values().collect();
+        let hauled = Some(self.hauled.clone());
+        let Manifest { key, .. } = &*self.manifest;
+        let slice = HotSlice::new(key.clone(), version.fingerprint, version.load, regions.clone(), hauled);
+        self.entry.events().tell(|| {
+            let (bytes, took) = (self.manifest.file_bytes(), self.begun.elapsed());
+            Event::Warmed { key: key.clone(), bytes, took }
         });
-        self.entry.change(|state| {
-            state.warming = None;
-            let is_current = state.manifest.as_ref().is_some_and(|now| Arc::ptr_eq(now, &self.manifest));
-            // A load that was closed meanwhile is newer. And a haul may have failed before the last look: it tells so
-            // before it comes for the slice, under this lock, so it is seen here or finds the slice.
-            if let Ok(hot) = &outcome
-                && state.hot.is_none()
-                && is_current
-                && !hot.regions.iter().any(|region| region.watermark().has_failed())
-            {
-                state.hot = Some(hot.clone());
-            }
-            self.outcome.set(outcome).expect("the last look ends it once");
-        });
+        self.entry.report_memory(SnapEvent::Warmed { version }, Arc::new(slice));
+        // A haul that failed before did not find the slice served: it tells its region first, so it is seen here.
+        if let Some(error) = regions.iter().find_map(|region| region.watermark().failure())
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            self.entry.warming_failed(version, error);
+        }
     }
 }
 
@@ -506,7 +501,8 @@ fn filled(index: u32, outcome: Outcome, wanted: usize) -> Result<ImageRoom, Warm
 struct Haul {
     region: Arc<HotRegion>,
     entry: Arc<Entry>,
-    events: Arc<EventHub>,
+    /// The attempt's.
+    failed: Arc<AtomicBool>,
     way: Way,
     verify: bool,
     /// Dropped after the region.
@@ -522,8 +518,8 @@ enum Stop {
 
 impl Haul {
     fn run(self, queue: &WarmQueue) {
-        let (region, entry, events) = (&self.region, &*self.entry, &*self.events);
-        let mut failure = FailOnDrop { region, entry, events, error: None };
+        let mut failure =
+            FailOnDrop { region: &self.region, entry: &self.entry, failed: &self.failed, error: None };
         failure.error = Some(WarmError::Panicked { index: self.region.index });
         failure.error = match bring(&self.region, self.way, self.verify, queue) {
             Ok(()) | Err(Stop::Unwanted) => None,
@@ -535,23 +531,24 @@ impl Haul {
 /// Tells why the region will not be there, also after a panic: scans wait for it.
 struct FailOnDrop<'a> {
     region: &'a Arc<HotRegion>,
-    entry: &'a Entry,
-    events: &'a EventHub,
+    entry: &'a Arc<Entry>,
+    failed: &'a AtomicBool,
     error: Option<WarmError>,
 }
 
 impl Drop for FailOnDrop<'_> {
     fn drop(&mut self) {
         let Some(error) = self.error.take() else { return };
-        self.events.tell(|| Event::WarmFailed { key: self.entry.key.clone(), why: reason(&error) });
-        self.region.watermark().fail(Arc::new(error));
-        // Later leases try again; those there are keep what they have.
-        let gone = self.entry.change(|state| {
-            let is_ours =
-                |hot: &mut Arc<HotSlice>| hot.regions.iter().any(|one| Arc::ptr_eq(one, self.region));
-            state.hot.take_if(is_ours)
-        });
-        drop(gone); // Outside of the lock.
+        let error = Arc::new(error);
+        self.region.watermark().fail(error.clone());
+        // Nobody new gets it; those there are keep what they have.
+        let served = self.entry.desk.served();
+        let is_ours = |hot: &Arc<HotSlice>| hot.regions.iter().any(|one| Arc::ptr_eq(one, self.region));
+        if let Some(version) = served.filter(is_ours).map(|hot| hot.version())
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            self.entry.warming_failed(version, error);
+        }
     }
 }
 

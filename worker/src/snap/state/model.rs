@@ -11,7 +11,7 @@ use pelton_region_format::Fingerprint;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 
-use super::{Answer, Command, Decider, Event, Form, Limits, SnapState, Version, WaiterId};
+use super::{Answer, Command, Decider, Form, Limits, SnapEvent, SnapState, Version, WaiterId};
 use crate::cache::Want;
 
 /// What happens next. Numbers choose among what is there, modulo how many there are.
@@ -224,7 +224,7 @@ impl World {
                     false => self.fresh(number),
                 });
                 let waiter = self.ask(Asked::Lease { want, offer });
-                self.feed(Event::Lease { waiter, want, offer })?;
+                self.feed(SnapEvent::Lease { waiter, want, offer })?;
                 let hot = self.content().filter(|version| self.memory.contains_key(version));
                 if hot.is_some_and(|version| wants(want, version)) {
                     fail_unless!(!self.waiting.contains_key(&waiter), "what is hot is leased at once");
@@ -233,18 +233,18 @@ impl World {
             Step::Write { fingerprint } => {
                 let version = self.fresh(fingerprint);
                 let waiter = self.ask(Asked::Write(version));
-                self.feed(Event::Write { waiter, version })?;
+                self.feed(SnapEvent::Write { waiter, version })?;
                 fail_unless!(!self.waiting.contains_key(&waiter), "a writer is told at once");
             }
             Step::GiveUp { which } => {
                 // Also one that was answered already: the answer was on its way.
                 let chosen = pick(self.waiting.keys().copied(), which).unwrap_or(WaiterId(0));
-                self.feed(Event::GiveUp { waiter: chosen })?;
+                self.feed(SnapEvent::GiveUp { waiter: chosen })?;
                 fail_unless!(!self.waiting.contains_key(&chosen), "who gives up is told");
             }
             Step::Evict => {
                 let waiter = self.ask(Asked::Evict);
-                self.feed(Event::Evict { waiter })?;
+                self.feed(SnapEvent::Evict { waiter })?;
                 fail_unless!(!self.waiting.contains_key(&waiter), "evict is told at once");
             }
             Step::Flush => {
@@ -252,20 +252,20 @@ impl World {
                 if !self.closed && !self.gone && !self.pinned {
                     self.condemned.extend(self.complete.iter().copied());
                 }
-                self.feed(Event::Flush { waiter })?;
+                self.feed(SnapEvent::Flush { waiter })?;
             }
             Step::Erase => {
                 let waiter = self.ask(Asked::Erase);
-                self.feed(Event::Erase { waiter })?;
+                self.feed(SnapEvent::Erase { waiter })?;
                 fail_unless!(!self.waiting.contains_key(&waiter), "erase is told at once");
             }
             Step::Pin(pinned) => {
                 self.pinned = pinned;
-                self.feed(if pinned { Event::Pin } else { Event::Unpin })?;
+                self.feed(if pinned { SnapEvent::Pin } else { SnapEvent::Unpin })?;
             }
             Step::Close => {
                 self.closed |= !self.gone;
-                self.feed(Event::Close)?;
+                self.feed(SnapEvent::Close)?;
                 fail_unless!(self.waiting.is_empty(), "nobody waits for a closed cache: {:?}", self.waiting);
             }
             Step::EndLoad { how } => return self.end_load(how),
@@ -285,8 +285,8 @@ impl World {
                     self.unsaved.insert(version);
                 }
                 self.feed(match well {
-                    true => Event::Committed { version },
-                    false => Event::CommitFailed { version },
+                    true => SnapEvent::Committed { version },
+                    false => SnapEvent::CommitFailed { version },
                 })?;
             }
             Step::EndWarming { which, how } => return self.end_warming(which, how),
@@ -297,14 +297,14 @@ impl World {
                 }
                 self.files.remove(&version); // Or left for the next start: not ours any more.
                 self.feed(match well {
-                    true => Event::Removed { version },
-                    false => Event::RemoveFailed { version },
+                    true => SnapEvent::Removed { version },
+                    false => SnapEvent::RemoveFailed { version },
                 })?;
             }
             Step::Release { which } => {
                 let Some(version) = pick(self.leased(), which) else { return Ok(()) };
                 self.memory.get_mut(&version).expect("it is leased").leases -= 1;
-                self.feed(Event::Released { version })?;
+                self.feed(SnapEvent::Released { version })?;
             }
             Step::FindDamage { which } => {
                 let found = self.leased().filter(|version| !self.memory[version].empty);
@@ -324,9 +324,9 @@ impl World {
             5 => Form::Empty,
             6 => {
                 self.failures_until = self.now + Limits::default().heal_max;
-                return self.feed(Event::LoadFailed { version });
+                return self.feed(SnapEvent::LoadFailed { version });
             }
-            _ => return self.feed(Event::LoadCancelled { version }),
+            _ => return self.feed(SnapEvent::LoadCancelled { version }),
         };
         self.files.insert(version);
         match form {
@@ -339,7 +339,7 @@ impl World {
                 }
             }
         }
-        self.feed(Event::Sealed { version, form })
+        self.feed(SnapEvent::Sealed { version, form })
     }
 
     fn end_warming(&mut self, which: u8, how: u8) -> Checked {
@@ -351,12 +351,12 @@ impl World {
             0..5 => {
                 let before = self.memory.insert(version, InMemory::default());
                 fail_unless!(before.is_none(), "{version:?} was in memory when it was warmed");
-                self.feed(Event::Warmed { version })
+                self.feed(SnapEvent::Warmed { version })
             }
-            5 => self.feed(Event::WarmRefused { version }),
+            5 => self.feed(SnapEvent::WarmRefused { version }),
             6 => {
                 self.failures_until = self.now + Limits::default().heal_max;
-                self.feed(Event::WarmFailed { version })
+                self.feed(SnapEvent::WarmFailed { version })
             }
             _ => self.damage(version),
         }
@@ -367,7 +367,7 @@ impl World {
             self.condemned.extend(self.complete.iter().copied());
         }
         self.condemned.insert(version);
-        self.feed(Event::Damaged { version })
+        self.feed(SnapEvent::Damaged { version })
     }
 
     fn ask(&mut self, asked: Asked) -> WaiterId {
@@ -387,7 +387,7 @@ impl World {
     }
 
     /// Gives the decider an event, and carries its commands out.
-    fn feed(&mut self, event: Event) -> Checked {
+    fn feed(&mut self, event: SnapEvent) -> Checked {
         let mut commands = Vec::new();
         self.decider.on(self.now, event, &mut commands);
         self.make_mistake(event, &mut commands);
@@ -397,7 +397,7 @@ impl World {
         Ok(())
     }
 
-    fn carry_out(&mut self, event: Event, command: Command) -> Checked {
+    fn carry_out(&mut self, event: SnapEvent, command: Command) -> Checked {
         match command {
             Command::Answer(waiter, answer) => {
                 let asked = self.waiting.remove(&waiter);
@@ -411,7 +411,7 @@ impl World {
                 fail_unless!(!same, "{version:?} is loaded though its like is there");
             }
             Command::StopLoad(version) => {
-                fail_unless!(matches!(event, Event::Close) && self.load == Some(version));
+                fail_unless!(matches!(event, SnapEvent::Close) && self.load == Some(version));
             }
             Command::StartWarming(version) => {
                 fail_unless!(self.content() == Some(version), "{version:?} is warmed and not served");
@@ -468,14 +468,14 @@ impl World {
         Ok(())
     }
 
-    fn check_answer(&mut self, event: Event, waiter: WaiterId, asked: Asked, answer: Answer) -> Checked {
+    fn check_answer(&mut self, event: SnapEvent, waiter: WaiterId, asked: Asked, answer: Answer) -> Checked {
         let content = self.content();
         let in_memory = content.and_then(|version| self.memory.get(&version).copied());
         let is_durable = content.is_some() && self.manifest == content;
         fail_unless!((answer == Answer::Closed) == self.closed || answer == Answer::Late, "{answer:?}");
         match (asked, answer) {
             (_, Answer::Late) => {
-                fail_unless!(matches!(event, Event::GiveUp { waiter: who } if who == waiter))
+                fail_unless!(matches!(event, SnapEvent::GiveUp { waiter: who } if who == waiter))
             }
             (_, Answer::Closed) => {}
             (Asked::Lease { want, .. }, Answer::Lease(version)) => {
@@ -506,16 +506,18 @@ impl World {
             }
             (Asked::Lease { .. }, Answer::LoadFailed) => fail_unless!(matches!(
                 event,
-                Event::LoadFailed { .. } | Event::LoadCancelled { .. } | Event::CommitFailed { .. }
+                SnapEvent::LoadFailed { .. }
+                    | SnapEvent::LoadCancelled { .. }
+                    | SnapEvent::CommitFailed { .. }
             )),
             (Asked::Lease { .. }, Answer::WarmFailed) => {
-                fail_unless!(matches!(event, Event::WarmFailed { .. }));
+                fail_unless!(matches!(event, SnapEvent::WarmFailed { .. }));
             }
             (Asked::Lease { .. }, Answer::WarmRefused) => {
-                fail_unless!(matches!(event, Event::WarmRefused { .. }));
+                fail_unless!(matches!(event, SnapEvent::WarmRefused { .. }));
             }
             (Asked::Lease { offer, .. }, Answer::Damaged) => {
-                fail_unless!(matches!(event, Event::Damaged { .. }), "{event:?}");
+                fail_unless!(matches!(event, SnapEvent::Damaged { .. }), "{event:?}");
                 fail_unless!(
                     offer.is_none()
                         || !matches!(asked, Asked::Lease { want, .. }
@@ -544,7 +546,7 @@ impl World {
                 fail_unless!(!stands, "flushed, and {:?} is there", self.manifest);
             }
             (Asked::Flush, Answer::FlushFailed) => {
-                fail_unless!(matches!(event, Event::RemoveFailed { .. }));
+                fail_unless!(matches!(event, SnapEvent::RemoveFailed { .. }));
             }
             (Asked::Erase, Answer::Erased) => {
                 let busy = self.committing.or(self.removing).or(self.load).or(self.load_commits);
@@ -615,33 +617,33 @@ impl World {
         Ok(())
     }
 
-    fn make_mistake(&mut self, event: Event, commands: &mut Vec<Command>) {
+    fn make_mistake(&mut self, event: SnapEvent, commands: &mut Vec<Command>) {
         let is_answer = |command: &Command| matches!(command, Command::Answer(..));
         let content = self.content();
         match (self.mistake, event) {
-            (Mistake::DeadlineFailsTheLoad, Event::GiveUp { .. }) => {
+            (Mistake::DeadlineFailsTheLoad, SnapEvent::GiveUp { .. }) => {
                 if let Some(version) = self.load.filter(|_| commands.iter().any(is_answer)) {
-                    self.decider.on(self.now, Event::LoadFailed { version }, commands);
+                    self.decider.on(self.now, SnapEvent::LoadFailed { version }, commands);
                 }
             }
-            (Mistake::EvictDropsLeasedMemory, Event::Evict { .. }) => {
+            (Mistake::EvictDropsLeasedMemory, SnapEvent::Evict { .. }) => {
                 let leaves = |command: &Command| matches!(command, Command::Answer(_, Answer::Leaving));
                 if commands.iter().any(leaves) {
                     commands.push(Command::DropMemory(content.expect("it leaves")));
                 }
             }
-            (Mistake::FilesGoBeforeTheCommit, Event::Sealed { .. }) => {
+            (Mistake::FilesGoBeforeTheCommit, SnapEvent::Sealed { .. }) => {
                 if let Some(version) = self.manifest.filter(|_| self.removing.is_none()) {
                     commands.insert(0, Command::RemoveFiles(version));
                 }
             }
-            (Mistake::EachAskLoads, Event::Lease { offer: Some(offer), .. }) => {
+            (Mistake::EachAskLoads, SnapEvent::Lease { offer: Some(offer), .. }) => {
                 let answered = commands.iter().any(is_answer);
                 if !answered && !commands.contains(&Command::StartLoad(offer)) {
                     commands.push(Command::StartLoad(offer));
                 }
             }
-            (Mistake::ReplacedIsLeased, Event::Warmed { version }) => {
+            (Mistake::ReplacedIsLeased, SnapEvent::Warmed { version }) => {
                 if commands.contains(&Command::DropMemory(version))
                     && let Some(waiter) = self.waiting.keys().next()
                 {
@@ -653,22 +655,22 @@ impl World {
                     commands.push(answer);
                 }
             }
-            (Mistake::AnswerIsLost, Event::LoadFailed { .. }) => commands.retain(|it| !is_answer(it)),
-            (Mistake::RemovesWhileCommitting, Event::Flush { .. }) => {
+            (Mistake::AnswerIsLost, SnapEvent::LoadFailed { .. }) => commands.retain(|it| !is_answer(it)),
+            (Mistake::RemovesWhileCommitting, SnapEvent::Flush { .. }) => {
                 if let Some(version) = self.committing.and(self.manifest) {
                     commands.push(Command::RemoveFiles(version));
                 }
             }
-            (Mistake::EvictsWhatIsNotDurable, Event::Evict { .. }) => {
+            (Mistake::EvictsWhatIsNotDurable, SnapEvent::Evict { .. }) => {
                 let refused = |command: &Command| matches!(command, Command::Answer(_, Answer::NotDurable));
                 if commands.iter().any(refused) {
                     commands.push(Command::DropMemory(content.expect("it is not durable")));
                 }
             }
-            (Mistake::MemoryLeaks, Event::Released { .. }) => {
+            (Mistake::MemoryLeaks, SnapEvent::Released { .. }) => {
                 commands.retain(|command| !matches!(command, Command::DropMemory(_)));
             }
-            (Mistake::GoneIsUsed, Event::Erase { .. }) => {
+            (Mistake::GoneIsUsed, SnapEvent::Erase { .. }) => {
                 let erased = |command: &Command| matches!(command, Command::Answer(_, Answer::Erased));
                 if commands.iter().any(erased) {
                     self.decider = Decider::cold(Limits::default());

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use pelton_region_format::Fingerprint;
 
-use super::{Answer, Command, Decider, Event, Form, Job, Life, Limits, Saving, SnapState, Version, WaiterId};
+use super::{
+    Answer, Command, Decider, Form, Job, Life, Limits, Saving, SnapEvent, SnapState, Version, WaiterId,
+};
 use crate::cache::Want;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/snaps.md");
@@ -148,7 +150,7 @@ fn normal(mut decider: Decider) -> Decider {
     decider
 }
 
-fn events(decider: &Decider) -> Vec<(&'static str, Event)> {
+fn events(decider: &Decider) -> Vec<(&'static str, SnapEvent)> {
     let mut events = Vec::new();
     let fresh = (decider.load_last < LOADS_MAX).then_some(decider.load_last + 1);
     let target = decider.version().or(decider.load.map(|load| load.version));
@@ -169,61 +171,65 @@ fn events(decider: &Decider) -> Vec<(&'static str, Event)> {
                 (false, true) => "lease of another fingerprint, with a loader",
             };
             let want = want.map_or(Want::Latest, |number| Want::Fingerprint(fingerprint(number)));
-            events.push((name, Event::Lease { waiter: ASKER, want, offer }));
+            events.push((name, SnapEvent::Lease { waiter: ASKER, want, offer }));
         }
     }
     if let Some(load) = fresh {
-        events.push(("write", Event::Write { waiter: ASKER, version: version(load, 0) }));
-        events.push(("write", Event::Write { waiter: ASKER, version: version(load, 1) }));
+        events.push(("write", SnapEvent::Write { waiter: ASKER, version: version(load, 0) }));
+        events.push(("write", SnapEvent::Write { waiter: ASKER, version: version(load, 1) }));
     }
     events.extend(
-        decider.waiters.first().map(|waiter| ("a waiter gives up", Event::GiveUp { waiter: waiter.id })),
+        decider.waiters.first().map(|waiter| ("a waiter gives up", SnapEvent::GiveUp { waiter: waiter.id })),
     );
-    events.push(("evict", Event::Evict { waiter: ASKER }));
-    events.push(("flush", Event::Flush { waiter: ASKER }));
-    events.push(("erase", Event::Erase { waiter: ASKER }));
-    events.push(if decider.pinned { ("unpin", Event::Unpin) } else { ("pin", Event::Pin) });
+    events.push(("evict", SnapEvent::Evict { waiter: ASKER }));
+    events.push(("flush", SnapEvent::Flush { waiter: ASKER }));
+    events.push(("erase", SnapEvent::Erase { waiter: ASKER }));
+    events.push(if decider.pinned { ("unpin", SnapEvent::Unpin) } else { ("pin", SnapEvent::Pin) });
     if decider.life == Life::Open {
-        events.push(("close", Event::Close));
+        events.push(("close", SnapEvent::Close));
     }
     if let Some(load) = decider.load.filter(|load| !load.sealed) {
         let version = load.version;
-        events.push(("sealed, in memory", Event::Sealed { version, form: Form::Image }));
-        events.push(("sealed, in files only", Event::Sealed { version, form: Form::Direct }));
-        events.push(("sealed, no blob", Event::Sealed { version, form: Form::Empty }));
-        events.push(("load failed", Event::LoadFailed { version }));
-        events.push(("load cancelled", Event::LoadCancelled { version }));
+        events.push(("sealed, in memory", SnapEvent::Sealed { version, form: Form::Image }));
+        events.push(("sealed, in files only", SnapEvent::Sealed { version, form: Form::Direct }));
+        events.push(("sealed, no blob", SnapEvent::Sealed { version, form: Form::Empty }));
+        events.push(("load failed", SnapEvent::LoadFailed { version }));
+        events.push(("load cancelled", SnapEvent::LoadCancelled { version }));
     }
     match decider.job {
         Some(Job::Commit(on_disk)) => {
             let version = on_disk.version;
-            events.push(("committed", Event::Committed { version }));
-            events.push(("commit failed", Event::CommitFailed { version }));
+            events.push(("committed", SnapEvent::Committed { version }));
+            events.push(("commit failed", SnapEvent::CommitFailed { version }));
         }
         Some(Job::Remove(on_disk)) => {
             let version = on_disk.version;
-            events.push(("files removed", Event::Removed { version }));
-            events.push(("files not removed", Event::RemoveFailed { version }));
+            events.push(("files removed", SnapEvent::Removed { version }));
+            events.push(("files not removed", SnapEvent::RemoveFailed { version }));
         }
         None => {}
     }
     if let Some(version) = decider.warming {
-        events.push(("warmed", Event::Warmed { version }));
-        events.push(("no memory to warm", Event::WarmRefused { version }));
-        events.push(("warming failed", Event::WarmFailed { version }));
-        events.push(("damage found", Event::Damaged { version }));
+        events.push(("warmed", SnapEvent::Warmed { version }));
+        events.push(("no memory to warm", SnapEvent::WarmRefused { version }));
+        events.push(("warming failed", SnapEvent::WarmFailed { version }));
+        events.push(("damage found", SnapEvent::Damaged { version }));
     }
     if let Some(hot) = decider.hot.as_ref() {
         let version = hot.version;
         if hot.leases > 0 {
-            events.push(("a lease is dropped", Event::Released { version }));
+            events.push(("a lease is dropped", SnapEvent::Released { version }));
         }
         if hot.leases > 0 && !hot.empty {
-            events.push(("damage found", Event::Damaged { version }));
+            events.push(("damage found", SnapEvent::Damaged { version }));
+        }
+        if decider.warming.is_none() && hot.saving == Saving::Done && !hot.empty && !hot.broken {
+            events.push(("the rest did not come", SnapEvent::WarmFailed { version }));
         }
     }
     for old in &decider.old {
-        events.push(("a lease on a replaced version is dropped", Event::Released { version: old.version }));
+        events
+            .push(("a lease on a replaced version is dropped", SnapEvent::Released { version: old.version }));
     }
     events
 }

@@ -15,7 +15,7 @@ use crate::scan::patience::Impatience;
 use crate::scan::run::ScanError;
 use crate::slice::parcel::ParcelBuilder;
 use crate::slice::plan::{Durability, LoadPlan};
-use crate::snap::entry::SnapState;
+use crate::snap::state::SnapState;
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
 use crate::spindle::health::HealthLimits;
 use crate::sys;
@@ -177,10 +177,7 @@ fn what_stays_resident_is_not_verified_again_and_what_comes_from_the_disk_is() {
         .unwrap();
     let error = scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap_err();
     assert!(matches!(error, ScanError::Damaged { .. }), "{error}");
-    // And after a plain evict.
-    wait_until_not_hot(&cache);
-    let error = scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap_err();
-    assert!(matches!(error, ScanError::Damaged { .. }), "{error}");
+    wait_until_dropped(&cache, folder.path());
 }
 
 /// All memory is free only when the last page is unmapped; what comes after that, the reaper does in its turn.
@@ -190,17 +187,33 @@ fn wait_until_unmapped(cache: &Cache) {
     core.warmth.reaper.settle();
 }
 
-/// The failure is told to the scans first, and to the entry right after.
-fn wait_until_not_hot(cache: &Cache) {
-    let entry = cache.core_for_tests().entry_for_tests(&key());
+/// The failure is told to the scans first, and to the entry right after. It heals after a second.
+fn wait_until_healed(cache: &Cache) {
+    let snap = cache.snap(&key());
     let deadline = Instant::now() + Duration::from_secs(60);
-    entry
-        .wait(&Patience::until(Some(deadline)), |state| state.hot.is_none().then_some(()))
-        .expect("it ceases to be hot");
+    let mut has_failed = false;
+    loop {
+        match snap.status().state {
+            SnapState::Failed => has_failed = true,
+            SnapState::Warm if has_failed => return,
+            _ => {}
+        }
+        assert!(Instant::now() < deadline, "it fails, and heals");
+        thread::yield_now();
+    }
+}
+
+/// Damage is told to the scans first, and to the entry right after.
+fn wait_until_dropped(cache: &Cache, folder: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cache.snap(&key()).status().state != SnapState::Cold || !region_files(folder).is_empty() {
+        assert!(Instant::now() < deadline, "it is dropped");
+        thread::yield_now();
+    }
 }
 
 #[test]
-fn damage_is_an_error_of_the_scan_and_the_slice_is_tried_again() {
+fn damage_is_an_error_of_the_scan_and_the_slice_is_dropped() {
     use std::os::unix::fs::FileExt;
 
     for (residence, engine) in WAYS {
@@ -217,10 +230,9 @@ fn damage_is_an_error_of_the_scan_and_the_slice_is_tried_again() {
         let lease = cache.lease(&key(), Want::Latest, None).unwrap();
         let error = scan(&lease).unwrap_err();
         assert!(matches!(error, ScanError::Damaged { index: 1, .. }), "{residence} {engine:?}: {error}");
-        wait_until_not_hot(&cache);
-        assert_eq!(cache.snap(&key()).status().state, SnapState::Warm);
-        file.write_all_at(&byte, 15 << 20).unwrap();
-        file.sync_all().unwrap();
+        wait_until_dropped(&cache, folder.path());
+        assert!(matches!(cache.lease(&key(), Want::Latest, None), Err(LeaseError::NotThere { .. })));
+        load(&cache, 2, 40);
         let again = cache.lease(&key(), Want::Latest, None).unwrap();
         assert_eq!(scan(&again).unwrap(), expected(40), "{residence} {engine:?}");
         assert!(scan(&lease).is_err(), "the old lease keeps what it got");
@@ -241,7 +253,7 @@ fn a_lease_is_given_before_the_bytes_are_there() {
     assert!(cache.snap(&key()).status().state == SnapState::Hot);
     thread::scope(|scope| {
         let scanning = scope.spawn(|| scan(&lease));
-        let region = &cache.core_for_tests().entry_for_tests(&key()).lock().hot.clone().unwrap().regions[0];
+        let region = &cache.core_for_tests().entry_for_tests(&key()).desk.served().unwrap().regions[0];
         let impatient = Patience::until(Some(Instant::now()));
         assert!(matches!(region.readable(0, &impatient), Err(RegionFault::Impatience(Impatience::Late))));
         disk.let_go();
@@ -263,7 +275,6 @@ fn an_error_of_the_disk_reaches_the_scan_and_the_next_lease_tries_again() {
                 assert!(at >= 5, "the look needs operation {at}");
                 let error = scan(&lease).unwrap_err();
                 assert!(matches!(error, ScanError::Warm { index: 0, .. }), "{at}: {error}");
-                wait_until_not_hot(&cache);
             }
             Err(LeaseError::Warm { source, .. }) => {
                 assert!(at < 5, "the look does not need operation {at}");
@@ -271,6 +282,7 @@ fn an_error_of_the_disk_reaches_the_scan_and_the_next_lease_tries_again() {
             }
             Err(error) => panic!("{at}: {error}"),
         }
+        wait_until_healed(&cache);
         let lease = cache.lease(&key(), Want::Latest, None).unwrap();
         assert_eq!(scan(&lease).unwrap(), expected(30), "{at}");
     }
@@ -294,18 +306,14 @@ fn a_slice_that_failed_before_it_was_hot_does_not_stay_hot() {
         while disk.ops() < before + 2 + 4 + READS_MAX as u64 {
             thread::yield_now();
         }
-        let core = cache.core_for_tests();
-        let entry = core.entry_for_tests(&key());
-        let attempt = entry.lock().warming.clone().expect("one look is still under way");
-        let failed = |found: &Found| found.regions.values().any(|region| region.watermark().has_failed());
-        while !failed(&attempt.found.lock().unwrap()) {
-            thread::yield_now();
-        }
         disk.let_go();
-        let error = scan(&waiting.join().unwrap().unwrap()).unwrap_err();
-        assert!(matches!(error, ScanError::Warm { .. }), "{error}");
+        // The lease may have been given before its failure was known.
+        match waiting.join().unwrap() {
+            Ok(lease) => assert!(matches!(scan(&lease).unwrap_err(), ScanError::Warm { .. })),
+            Err(error) => assert!(matches!(error, LeaseError::Warm { .. }), "{error}"),
+        }
     });
-    assert_eq!(cache.snap(&key()).status().state, SnapState::Warm);
+    wait_until_healed(&cache);
     assert_eq!(scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap(), expected(40));
 }
 

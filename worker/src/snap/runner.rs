@@ -1,0 +1,242 @@
+//! Does what a snap's decider commands: each on threads where it may wait for disks.
+//!
+//! ```text
+//! start warming ─▶ memory ─▶ looks, by the spindle's warmers
+//! start commit, remove files ─▶ one thread: also for what follows on the disk from that
+//! discard ─▶ a thread
+//! ```
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use pelton_region_format::Key;
+
+use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
+use crate::cache::close::{Commits, UnderWay};
+use crate::events::{Event, EventHub, reason};
+use crate::scan::patience::Patience;
+use crate::snap::commit::{CommitError, remove_manifest, remove_regions};
+use crate::snap::entry::{Cargo, Debt, Entry};
+use crate::snap::manifest::Manifest;
+use crate::snap::state::{Command, SnapEvent, Version};
+use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
+use crate::spindle::held::Spindle;
+use crate::spindle::impeller::Lane;
+
+/// What commands act on. Entries hold it, and leases hold entries: so it does not keep spindles or their threads.
+pub(crate) struct Runner {
+    pub(crate) commits: Arc<Commits>,
+    pub(crate) events: Arc<EventHub>,
+    spindles: Vec<Weak<Spindle>>,
+    warmth: Weak<Warmth>,
+    budget: MemoryBudget,
+    lanes: AtomicU64,
+    /// What the deciders' times count from.
+    opened: Instant,
+}
+
+impl Runner {
+    pub(crate) fn new(
+        spindles: &[Arc<Spindle>],
+        warmth: &Arc<Warmth>,
+        budget: MemoryBudget,
+        events: Arc<EventHub>,
+    ) -> Runner {
+        Runner {
+            commits: Arc::default(),
+            events,
+            spindles: spindles.iter().map(Arc::downgrade).collect(),
+            warmth: Arc::downgrade(warmth),
+            budget,
+            lanes: AtomicU64::new(0),
+            opened: Instant::now(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    pub(crate) fn next_lane(&self) -> Lane {
+        Lane(self.lanes.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Begins what is commanded, and does not wait for it.
+    pub(crate) fn begin(self: &Arc<Self>, entry: &Arc<Entry>, command: Command) {
+        match command {
+            // If there is no memory now, whoever wants it asks anew, and waits itself.
+            Command::StartWarming(version) => {
+                self.warm(entry, version, &Patience::until(Some(self.opened)));
+            }
+            Command::StartCommit(_) | Command::RemoveFiles(_) => self.begin_disk_job(entry, command),
+            Command::Discard(version) => self.discard(entry, version),
+            // A load by hand ends when its owner ends it; the decider drops what it brings.
+            Command::StopLoad(_) => {}
+            Command::StartLoad(_) => unreachable!("nobody offers a load"),
+            Command::Answer(..) | Command::DropMemory(_) => unreachable!("{command:?} is the desk's"),
+        }
+    }
+
+    /// Waits for memory as long as it is patient, and has the files brought there.
+    pub(crate) fn warm(&self, entry: &Arc<Entry>, version: Version, patience: &Patience) {
+        let manifest = entry.facts().manifests.get(&version.load).cloned();
+        // It may have been flushed since it was commanded.
+        let Some(manifest) = manifest else { return entry.report(SnapEvent::WarmRefused { version }) };
+        // All of it or none: regions that fit one by one would wait for each other.
+        match self.budget.take_patiently(MemoryUse::Mapped, bytes_in_memory(&manifest), patience) {
+            Ok(grant) => self.start_warming(entry, manifest, grant),
+            Err(source) => entry.warming_failed(version, Arc::new(WarmError::Memory { source })),
+        }
+    }
+
+    fn start_warming(&self, entry: &Arc<Entry>, manifest: Arc<Manifest>, grant: MemoryGrant) {
+        let (Some(spindles), Some(warmth)) = (self.spindles(), self.warmth.upgrade()) else {
+            // The cache was dropped meanwhile.
+            return entry.report(SnapEvent::WarmRefused { version: manifest.version() });
+        };
+        let verified_load = entry.facts().verified_load.take();
+        let is_verified = verified_load == Some(manifest.load_number);
+        let (attempt, hauling) = Attempt::new(entry.clone(), manifest);
+        attempt.start(&spindles, &warmth, &hauling, grant, is_verified, || self.next_lane());
+    }
+
+    /// The disk does one thing at a time for a snap, so one thread does what follows from that, too.
+    fn begin_disk_job(self: &Arc<Self>, entry: &Arc<Entry>, first: Command) {
+        let spindles = self.spindles();
+        let (runner, of_thread) = (self.clone(), entry.clone());
+        self.aside("pelton-commit", entry.key.clone(), move |under_way| {
+            let (mut debts, mut next) = (Vec::new(), Some(first));
+            while let Some(command) = next.take() {
+                let event = match (command, &spindles) {
+                    (Command::StartCommit(version), spindles) => {
+                        pay_all(&mut debts); // Who came before does not wait for this one.
+                        commit(&of_thread, version, spindles.as_deref(), &mut debts)
+                    }
+                    (Command::RemoveFiles(version), Some(spindles)) => remove(&of_thread, version, spindles),
+                    (Command::RemoveFiles(version), None) => SnapEvent::RemoveFailed { version },
+                    (other, _) => unreachable!("{other:?} is no work of the disk"),
+                };
+                of_thread.report_and(event, &mut |command| match command {
+                    Command::StartCommit(_) | Command::RemoveFiles(_) => next = Some(command),
+                    other => runner.begin(&of_thread, other),
+                });
+            }
+            // Before it is told: who was told may drop the cache, and open its folders again.
+            drop(spindles);
+            pay_all(&mut debts);
+            drop(under_way);
+        });
+    }
+
+    /// Removes what was sealed, and will not be committed.
+    fn discard(self: &Arc<Self>, entry: &Arc<Entry>, version: Version) {
+        let cargo = entry.facts().cargo.remove(&version.load).expect("what is discarded was sealed");
+        let Some(spindles) = self.spindles() else { return };
+        let (key, fingerprint) = (entry.key.clone(), version.fingerprint);
+        let why = || reason(&CommitError::Replaced);
+        self.events.tell(|| Event::CommitFailed { key, fingerprint, in_memory: false, why: why() });
+        let (commit, debt) = (cargo.commit, cargo.debt.cancel(Err(CommitError::Replaced)));
+        self.aside("pelton-remove", entry.key.clone(), move |under_way| {
+            commit.discard(&spindles);
+            drop(spindles);
+            drop((debt, under_way));
+        });
+    }
+
+    fn spindles(&self) -> Option<Vec<Arc<Spindle>>> {
+        self.spindles.iter().map(Weak::upgrade).collect()
+    }
+
+    /// Runs what may wait for a disk on a thread of its own, which the cache's last handle waits for. So `run`
+    /// must not hold the cache, and lets go of its spindles before it says that it has ended.
+    pub(crate) fn aside(&self, thread: &str, key: Key, run: impl FnOnce(UnderWay) + Send + 'static) {
+        let under_way = self.commits.begin(key);
+        let job = Arc::new(Mutex::new(Some(move || run(under_way))));
+        let of_thread = job.clone();
+        let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+            let job = take(&of_thread);
+            drop(of_thread);
+            if let Some(run) = job {
+                run();
+            }
+        });
+        // Where the system has no thread to give, this one does it.
+        if spawned.is_err()
+            && let Some(run) = take(&job)
+        {
+            run();
+        }
+    }
+}
+
+fn commit(
+    entry: &Entry,
+    version: Version,
+    spindles: Option<&[Arc<Spindle>]>,
+    debts: &mut Vec<(Debt, Result<(), CommitError>)>,
+) -> SnapEvent {
+    let Cargo { commit, debt } = entry.facts().cargo.remove(&version.load).expect("it was sealed");
+    let in_memory = commit.hot.is_some();
+    let committed = match spindles {
+        Some(spindles) => commit.run(spindles),
+        None => Err(CommitError::Closed),
+    };
+    let (key, fingerprint) = (entry.key.clone(), version.fingerprint);
+    match committed {
+        Ok(manifest) => {
+            let (bytes, took) = (manifest.file_bytes(), debt.since.elapsed());
+            entry.events().tell(|| Event::Durable { key, fingerprint, bytes, took });
+            entry.facts().manifests.insert(version.load, Arc::new(manifest));
+            debts.push((debt, Ok(())));
+            SnapEvent::Committed { version }
+        }
+        Err(error) => {
+            entry.events().tell(|| Event::CommitFailed { key, fingerprint, in_memory, why: reason(&error) });
+            debts.push((debt, Err(error)));
+            SnapEvent::CommitFailed { version }
+        }
+    }
+}
+
+fn pay_all(debts: &mut Vec<(Debt, Result<(), CommitError>)>) {
+    debts.drain(..).for_each(|(debt, result)| debt.pay(result));
+}
+
+fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>]) -> SnapEvent {
+    let (manifest, newer) = {
+        let mut facts = entry.facts();
+        let manifest = facts.manifests.remove(&version.load).expect("what is removed is on the disk");
+        // A manifest that stands there under the same name is the newer one: its commit has replaced ours.
+        (manifest, facts.manifests.values().next().cloned())
+    };
+    let is_replaced = newer.as_ref().is_some_and(|newer| newer.spindles.first() == manifest.spindles.first());
+    let unlinked = if is_replaced { Ok(()) } else { remove_manifest(spindles, &manifest, None) };
+    if unlinked.is_err() {
+        leave_behind(spindles, &manifest);
+    }
+    match unlinked.and_then(|()| remove_regions(spindles, &manifest, None)) {
+        Ok(()) => {
+            if newer.is_none() {
+                let bytes = manifest.file_bytes();
+                entry.events().tell(|| Event::Flushed { key: entry.key.clone(), bytes });
+            }
+            SnapEvent::Removed { version }
+        }
+        Err(error) => {
+            entry.facts().removal_error = Some(Arc::new(error));
+            SnapEvent::RemoveFailed { version }
+        }
+    }
+}
+
+/// Keeps counting files that stay.
+fn leave_behind(spindles: &[Arc<Spindle>], manifest: &Manifest) {
+    for region in &manifest.regions {
+        let uuid = manifest.spindles[region.spindle as usize];
+        if let Some(spindle) = spindles.iter().find(|spindle| spindle.uuid == uuid) {
+            region.space.0.iter().for_each(|space| spindle.room.leave_behind(space.clone()));
+        }
+    }
+}
