@@ -124,6 +124,21 @@ fn a_reslice_under_leases_serves_the_new_and_lets_the_old_go_with_its_last_lease
     assert_eq!(cache.snap(&key()).status().leases, 1);
 }
 
+/// The manifest knows the fingerprint: nothing is brought into memory for who wants another.
+#[test]
+fn another_fingerprint_is_refused_before_the_slice_is_warmed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    load(&cache, 1);
+    let snap = cache.snap(&key());
+    assert!(snap.evict());
+    let wanted = Want::Fingerprint(Fingerprint::from_bytes([2; 32]));
+    assert!(matches!(cache.lease(&key(), wanted, None), Err(LeaseError::OtherFingerprint { .. })));
+    assert_eq!((snap.status().state, cache.memory().unwrap().images), (SnapState::Warm, 0));
+    let wanted = Want::Fingerprint(Fingerprint::from_bytes([1; 32]));
+    assert_eq!(scan(&cache.lease(&key(), wanted, None).unwrap(), 1).unwrap(), BLOBS);
+}
+
 #[test]
 fn an_evict_under_a_lease_takes_effect_with_the_last_one_unless_a_new_one_comes() {
     let folder = tempfile::tempdir().unwrap();

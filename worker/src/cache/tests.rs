@@ -299,3 +299,28 @@ fn a_closed_cache_takes_no_loads_and_leases_go_on() {
     };
     assert_eq!(lease.scan(held, |a, b| a + b).unwrap(), BLOBS, "what is leased stays");
 }
+
+/// Goal: asking for keys costs no memory for ever. Method: many keys of which nothing is known, a few that matter.
+#[test]
+fn keys_of_which_nothing_is_known_leave_the_table() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Image)).unwrap();
+    let other = |number: u32| format!("test/other@1#{number}").parse().unwrap();
+    let (held, pinned) = (cache.snap(&other(0)), cache.snap(&other(1)).entry);
+    cache.snap(&other(1)).pin();
+    let pinned = Arc::downgrade(&pinned);
+    let erased = cache.snap(&other(2));
+    assert!(erased.erase());
+    for number in 3..1000 {
+        let nothing = cache.lease(&other(number), Want::Latest, None);
+        assert!(matches!(nothing, Err(LeaseError::NotThere { .. })), "{nothing:?}");
+        drop(cache.snap(&other(number)).open_for_writes(plan(WritePath::Direct)).unwrap());
+    }
+    let count = cache.core.lock_entries().entries().count();
+    assert!(count <= 64, "{count} entries are kept");
+    assert!(Arc::ptr_eq(&held.entry, &cache.snap(&other(0)).entry), "somebody holds it");
+    assert!(pinned.upgrade().is_some() && cache.snap(&other(1)).status().pinned);
+    assert_eq!(erased.status().state, SnapState::Gone);
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+}

@@ -30,7 +30,7 @@ struct Inner<M> {
     memory: Vec<(Version, Arc<M>)>,
     /// What those who wait have not fetched yet.
     answers: Vec<(WaiterId, Reply<M>)>,
-    /// Of those who wait without a thread.
+    /// Of those who wait for something else meanwhile.
     wakers: Vec<(WaiterId, Waker)>,
     next_waiter: u64,
     /// Kept, so that an event costs no allocation.

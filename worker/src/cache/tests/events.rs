@@ -111,6 +111,36 @@ fn a_warming_that_fails_is_told() {
     assert!(why.contains("could not open"), "{why}");
 }
 
+/// Goal: what an evict or a flush takes is told once, when it goes. Method: both, with leases and without files.
+#[test]
+fn what_leaves_is_told_once_and_when_it_goes() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Image)).unwrap();
+    let snap = cache.snap(&key());
+    let mut events = cache.events();
+    let first = cache.lease(&key(), Want::Latest, None).unwrap();
+    assert!(snap.evict() && snap.evict());
+    assert_eq!(kinds(&told(&mut events)), ["hot"], "it stays for the lease");
+    let second = cache.lease(&key(), Want::Latest, None).unwrap();
+    drop((first, second));
+    assert_eq!(kinds(&told(&mut events)), ["hot"], "somebody wanted it again");
+    let lease = cache.lease(&key(), Want::Latest, None).unwrap();
+    assert!(snap.evict());
+    drop(lease);
+    assert_eq!(kinds(&told(&mut events)), ["hot", "evicted"]);
+    let lease = cache.lease(&key(), Want::Latest, None).unwrap();
+    assert!(snap.flush(None).unwrap());
+    drop(lease);
+    assert_eq!(kinds(&told(&mut events)), ["warmed", "flushed"]);
+    rig.disks[0].clone().with_fault(When::Every("rename"), Failure::Error(Errno::IO));
+    load(&cache, plan(WritePath::Image)).unwrap_err();
+    assert!(snap.status().unsaved && snap.flush(None).unwrap() && !snap.flush(None).unwrap());
+    let all = told(&mut events);
+    let all: Vec<_> = kinds(&all).into_iter().filter(|kind| *kind != "spindle").collect();
+    assert_eq!(all, ["began", "sealed", "commit failed", "flushed"]);
+}
+
 #[test]
 fn a_spindles_way_into_quarantine_and_back_is_told() {
     let rig = Rig::new(1);
