@@ -16,6 +16,7 @@ mod events;
 mod ops;
 mod region;
 mod scan;
+mod side_by_side;
 mod slice;
 mod snap;
 mod spindle;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pelton_region_format::Key;
 
 use crate::scan::patience::Patience;
+use crate::side_by_side::side_by_side;
 use crate::snap::commit::CommitError;
 use crate::spindle::held::Spindle;
 
@@ -180,17 +181,12 @@ impl Drop for UnderWay {
 
 /// Ends the threads of all spindles, side by side, and names those that had to be left behind.
 pub(crate) fn close_spindles(spindles: &[Arc<Spindle>], deadline: Instant) -> Vec<String> {
-    std::thread::scope(|scope| {
-        let close = |spindle: &Arc<Spindle>| {
-            let spindle = spindle.clone();
-            scope.spawn(move || {
-                let report = spindle.impellers.close(deadline);
-                report.abandoned.into_iter().map(|abandoned| abandoned.to_string()).collect::<Vec<String>>()
-            })
-        };
-        let threads: Vec<_> = spindles.iter().map(close).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("closing does not panic")).collect()
-    })
+    let close = |spindle: &Arc<Spindle>| spindle.impellers.close(deadline).abandoned;
+    side_by_side("pelton-close", spindles, close)
+        .into_iter()
+        .flatten()
+        .map(|abandoned| abandoned.to_string())
+        .collect()
 }
 
 /// How long closing without a deadline waits: longer than anybody.

@@ -1,18 +1,20 @@
 //! The thread that lets memory go, so that no scan waits while pages are unmapped.
 //!
 //! ```text
-//! last lease drops ─▶ unmap ─▶ the budget gets its bytes back ─▶ the page cache lets go, if evicted so
+//! last lease drops ─▶ unmap ─▶ the budget gets its bytes back ─▶ the page cache is told to let go, if evicted so
 //! ```
 //!
 //! The order matters: what is still mapped stays in the page cache whatever it is told, and memory is free
-//! only when it is unmapped.
+//! only when it is unmapped. The page cache is told by the spindle's own threads, and nobody waits for them: a disk
+//! that hangs must not keep the memory of the others.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::budget::memory::MemoryGrant;
 use crate::snap::hot::RegionBytes;
@@ -20,8 +22,9 @@ use crate::snap::manifest::FileCount;
 use crate::spindle::engine::Op;
 use crate::spindle::file::SpindleFile;
 use crate::spindle::held::Spindle;
+use crate::spindle::impeller::{Completion, Lane, Replies, replies};
 
-/// How long the page cache of one file may take to go. A disk that hangs keeps it.
+/// How long telling the page cache of one file may take. A disk that hangs keeps it.
 const DROP_CACHE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long [`Reaper::settle`] waits. Unmapping 2 GiB of small pages takes a sixth of a second.
@@ -97,7 +100,8 @@ impl ReaperInbox {
     /// Takes over what is left of a region.
     pub(crate) fn bury(&self, remains: Remains) {
         if let Err(Order::Bury(remains)) = self.give(Order::Bury(Box::new(remains))) {
-            bury(*remains); // No thread to be had: then here.
+            // No thread to be had: then here. The page cache is the kernel's to take back.
+            drop(bury(*remains));
         }
     }
 
@@ -129,23 +133,66 @@ impl LazyThread {
 }
 
 fn reap(orders: &Receiver<Order>) {
-    for order in orders {
-        match order {
-            // A panic in one burial must not keep all later memory. What was moved in is dropped with it.
-            Order::Bury(remains) => drop(catch_unwind(AssertUnwindSafe(|| bury(*remains)))),
-            Order::Settle(done) => drop(done),
+    let (replies, told) = replies();
+    let mut tellings = Tellings { replies, next: 0, under_way: BTreeSet::new(), settling: Vec::new() };
+    loop {
+        select! {
+            recv(orders) -> order => match order {
+                // A panic in one burial must not keep all later memory. What was moved in is dropped with it.
+                Ok(Order::Bury(remains)) => {
+                    if let Ok(Some(dropped)) = catch_unwind(AssertUnwindSafe(|| bury(*remains))) {
+                        tellings.begin(dropped);
+                    }
+                }
+                Ok(Order::Settle(done)) => tellings.settle(done),
+                Err(_) => return,
+            },
+            recv(told) -> completion => if let Ok(Completion { tag, .. }) = completion {
+                tellings.end(tag);
+            },
         }
     }
 }
 
-fn bury(remains: Remains) {
+/// The page cache of files that is being told to let go, and who waits for it.
+struct Tellings {
+    replies: Replies,
+    next: u64,
+    under_way: BTreeSet<u64>,
+    /// Each waits for all that began before a number.
+    settling: Vec<(u64, Sender<()>)>,
+}
+
+impl Tellings {
+    fn begin(&mut self, (spindle, file): (Weak<Spindle>, Arc<SpindleFile>)) {
+        // Without the spindle the cache is closed, and its impellers with it. What stays in the page cache is the
+        // kernel's to take back.
+        let Some(spindle) = spindle.upgrade() else { return };
+        let (tag, deadline) = (self.next, Instant::now() + DROP_CACHE_WAIT_MAX);
+        self.next += 1;
+        let reply = self.replies.tag(tag);
+        if spindle.impellers.submit(Lane::HOUSE, Op::DropCache { file }, reply, Some(deadline)).is_ok() {
+            self.under_way.insert(tag);
+        }
+    }
+
+    fn end(&mut self, tag: u64) {
+        self.under_way.remove(&tag);
+        let first = self.under_way.first().copied().unwrap_or(u64::MAX);
+        self.settling.retain(|(before, _)| first < *before);
+    }
+
+    fn settle(&mut self, done: Sender<()>) {
+        if !self.under_way.is_empty() {
+            self.settling.push((self.next, done));
+        }
+    }
+}
+
+/// Lets the memory go, and returns the file whose page cache is to go after it.
+fn bury(remains: Remains) -> Option<(Weak<Spindle>, Arc<SpindleFile>)> {
     let Remains { bytes, grant, space, dropped } = remains;
     drop(bytes);
     drop((grant, space));
-    let Some((spindle, file)) = dropped else { return };
-    // Without the spindle the cache is closed, and its impellers with it. What stays in the page cache is the
-    // kernel's to take back.
-    if let Some(spindle) = spindle.upgrade() {
-        let _ = spindle.impellers.run(Op::DropCache { file }, Some(Instant::now() + DROP_CACHE_WAIT_MAX));
-    }
+    dropped
 }

@@ -27,6 +27,7 @@ use crate::region::map::{LARGE_PAGE_BYTES, RegionMap, SealedFile};
 use crate::region::residence::{Residence, SpindleResidence};
 use crate::region::watermark::RegionFault;
 use crate::scan::patience::Patience;
+use crate::side_by_side::side_by_side;
 use crate::snap::entry::Entry;
 use crate::snap::hot::{HotRegion, HotSlice, RegionBytes};
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
@@ -328,12 +329,9 @@ pub(crate) fn verify_slice(
 ) -> Result<(), Arc<WarmError>> {
     let patience = Patience::until(deadline);
     for batch in slice.regions.chunks(threads) {
-        std::thread::scope(|scope| {
-            let patience = &patience;
-            let verify = |region| scope.spawn(move || verify_region(region, patience));
-            let threads: Vec<_> = batch.iter().map(|region| verify(&**region)).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().expect("comparing does not panic"))
-        })?;
+        side_by_side("pelton-verify", batch, |region| verify_region(region, &patience))
+            .into_iter()
+            .collect::<Result<(), _>>()?;
     }
     Ok(())
 }

@@ -440,3 +440,21 @@ fn memory_is_let_go_by_the_reaper() {
     let mut names = names.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
     assert!(names.any(|name| name.trim() == "pelton-reaper"));
 }
+
+/// Goal: a disk that does not answer keeps no memory. Method: telling the page cache hangs, for each of many files.
+#[test]
+fn memory_comes_back_though_the_page_cache_can_not_be_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SimDisk::healthy(folder.path(), 1);
+    let cache = sim_cache(folder.path(), &disk, Residence::Map);
+    load(&cache, 5, 5);
+    assert!(cache.snap(&key()).evict());
+    let lease = cache.lease(&key(), Want::Latest, None).unwrap();
+    assert_eq!(scan(&lease).unwrap(), expected(5));
+    drop(lease);
+    let _ = disk.clone().with_fault(When::Every("drop the cache of"), Failure::Hang);
+    assert!(cache.snap(&key()).evict());
+    assert_eq!(cache.memory().unwrap().mapped, 0);
+    disk.heal();
+    disk.let_go();
+}
