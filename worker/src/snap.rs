@@ -19,4 +19,6 @@ pub(crate) mod warmers;
 use crate::sync;
 
 #[cfg(test)]
+mod power_loss;
+#[cfg(test)]
 mod schedules;

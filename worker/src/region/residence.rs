@@ -42,7 +42,8 @@ const PROBE_BYTES: usize = 8 << 20;
 /// Half of the file: where large pages are had at all, nearly all of it lies in them.
 const LARGE_BYTES_MIN: u64 = PROBE_BYTES as u64 / 2;
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(2);
-const PROBE_NAME: &str = "residence-probe";
+/// The file that a probe writes and removes.
+pub(crate) const PROBE_NAME: &str = "residence-probe";
 
 /// What one spindle's regions are brought into.
 #[derive(Debug)]

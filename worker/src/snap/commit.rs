@@ -308,7 +308,12 @@ pub(crate) fn remove_manifest(
     let home = |uuid| all.iter().find(|spindle| spindle.uuid == uuid);
     let Some(home) = manifest.spindles.first().and_then(|uuid| home(*uuid)) else { return Ok(()) };
     let folder = home.folder.join(MANIFESTS);
-    home.impellers.run(Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) }, deadline)?;
+    let unlink = Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) };
+    match home.impellers.run(unlink, deadline) {
+        // One who came too late has unlinked it after all, or could not sync the folder then.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        unlinked => _ = unlinked?,
+    }
     home.impellers.run(Op::SyncFolder { path: folder }, deadline)?;
     Ok(())
 }

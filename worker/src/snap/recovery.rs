@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use pelton_region_format::Key;
 
-use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
+use crate::region::residence::PROBE_NAME;
+use crate::snap::commit::{LOADS, MANIFESTS, remove_folder, remove_manifest};
 use crate::snap::manifest::{FileCount, Manifest, ManifestError};
 use crate::spindle::engine::{DiskError, EntryKind, Op, Outcome};
-use crate::spindle::held::Spindle;
+use crate::spindle::held::{PROBE_FILE, Spindle};
 
 /// A manifest file larger than this is none of ours.
 const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
@@ -20,6 +21,8 @@ pub(crate) struct Recovered {
     pub(crate) slices: BTreeMap<Key, Manifest>,
     /// Slices of which a region is missing: its spindle may come back, so their files stay, and stay counted.
     incomplete: Vec<Manifest>,
+    /// Slices of which a later load is here, too.
+    superseded: Vec<Manifest>,
     /// The next load's number: above all that were seen.
     pub(crate) next_load: u64,
     pub(crate) report: RecoveryReport,
@@ -52,9 +55,13 @@ pub(crate) fn recover(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
             }
         }
         spindle.impellers.run(Op::SyncFolder { path: spindle.folder.clone() }, None)?;
+        // A process that was killed may have left names that are not on the disk. What is served here, and what is
+        // cleared away because of it, must not come to differ by a power loss.
+        spindle.impellers.run(Op::SyncFolder { path: spindle.folder.join(MANIFESTS) }, None)?;
         read_manifests(all, spindle, &mut recovered)?;
     }
     recovered.report.kept = recovered.slices.len();
+    drop_superseded(all, &mut recovered);
     if recovered.report.newer.is_empty() {
         for spindle in all {
             clean(all, spindle, &mut recovered)?;
@@ -112,7 +119,28 @@ fn keep(manifest: Manifest, recovered: &mut Recovered) {
     recovered.next_load = recovered.next_load.max(manifest.load_number + 1);
     let known = recovered.slices.get(&manifest.key);
     if known.is_none_or(|known| known.load_number < manifest.load_number) {
-        recovered.slices.insert(manifest.key.clone(), manifest);
+        let before = recovered.slices.insert(manifest.key.clone(), manifest);
+        recovered.superseded.extend(before);
+    } else {
+        recovered.superseded.push(manifest);
+    }
+}
+
+/// Takes those manifests off the disks of whose key a later load is here: it has another home, and the process ended
+/// before the one before was removed. For good, before any of their files goes: else one might come back, when the
+/// later one has been flushed.
+fn drop_superseded(all: &[Arc<Spindle>], recovered: &mut Recovered) {
+    let later = |manifest: &Manifest| {
+        recovered.slices.get(&manifest.key).is_some_and(|kept| kept.load_number > manifest.load_number)
+    };
+    let (of_before, incomplete) = std::mem::take(&mut recovered.incomplete).into_iter().partition(later);
+    recovered.incomplete = incomplete;
+    recovered.superseded.extend::<Vec<Manifest>>(of_before);
+    for manifest in recovered.superseded.drain(..) {
+        if remove_manifest(all, &manifest, None).is_err() {
+            // Its files stay then, so that it is no worse than it was.
+            recovered.incomplete.push(manifest);
+        }
     }
 }
 
@@ -141,14 +169,22 @@ fn missing_region(all: &[Arc<Spindle>], manifest: &mut Manifest) -> Option<Strin
     missing
 }
 
-/// Removes load folders that nothing names, if their home spindle is here to say so.
+/// Removes load folders that nothing names, if their home spindle is here to say so, and what probes have left.
 fn clean(all: &[Arc<Spindle>], spindle: &Spindle, recovered: &mut Recovered) -> Result<(), DiskError> {
+    let entries = spindle.impellers.run(Op::List { path: spindle.folder.clone() }, None)?.into_entries();
+    for entry in entries.into_iter().filter(|entry| entry.name == PROBE_NAME || entry.name == PROBE_FILE) {
+        let _ = spindle.impellers.run(Op::Unlink { path: spindle.folder.join(entry.name) }, None);
+    }
     let named: HashSet<PathBuf> = recovered
         .slices
         .values()
         .chain(&recovered.incomplete)
-        .flat_map(|manifest| &manifest.regions)
-        .filter_map(|region| PathBuf::from(&region.path).parent().map(|folder| spindle.folder.join(folder)))
+        .flat_map(|manifest| manifest.regions.iter().map(move |region| (manifest, region)))
+        // A load's folder on a spindle where none of its regions got a blob is empty.
+        .filter(|(manifest, region)| manifest.spindles[region.spindle as usize] == spindle.uuid)
+        .filter_map(|(_, region)| {
+            PathBuf::from(&region.path).parent().map(|folder| spindle.folder.join(folder))
+        })
         .collect();
     let folder = spindle.folder.join(LOADS);
     let entries = spindle.impellers.run(Op::List { path: folder.clone() }, None)?.into_entries();

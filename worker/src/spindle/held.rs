@@ -21,7 +21,7 @@ use crate::spindle::watch::{SpindleWatch, watch_of};
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The file that a probe writes and removes.
-const PROBE_FILE: &str = "pelton-probe";
+pub(crate) const PROBE_FILE: &str = "pelton-probe";
 
 /// A folder that is ours while this value lives, and the threads that serve it.
 pub(crate) struct Spindle {

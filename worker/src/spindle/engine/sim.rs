@@ -15,6 +15,9 @@
 //! - An operation may never end.
 //!
 //! Each file is backed by a memfd, so that its descriptor can be mapped.
+//!
+//! What a power loss may leave is derived from [`cut`]s, which an observer gets after each operation: so one
+//! run gives as many states as one likes. [`mistakes`] are those that a commit might make.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -34,11 +37,17 @@ use super::threads::{aligned_progress, write_zero};
 use super::{Bell, Engine, Entry, EntryKind, Finished, Op, Outcome, Space};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
 
+pub(crate) mod cut;
+pub(crate) mod mistakes;
+
+use cut::Observer;
+use mistakes::Mistake;
+
 const PAGE: u64 = 4096;
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
 
-type PageBytes = Box<[u8; PAGE as usize]>;
+type PageBytes = Arc<[u8; PAGE as usize]>;
 type NodeId = u64;
 
 const ROOT: NodeId = 0;
@@ -109,6 +118,10 @@ struct State {
     inodes: HashMap<u64, NodeId>,
     /// Changes of names that no sync has made durable, oldest first.
     changes: Vec<Change>,
+    observer: Option<Observer>,
+    mistake: Option<Mistake>,
+    /// What a mistake has put off.
+    put_off: Vec<Op>,
 }
 
 enum Node {
@@ -132,6 +145,8 @@ struct File {
     dirty: BTreeSet<u64>,
     /// Pages that count as clean although the disk never got them.
     lost: BTreeSet<u64>,
+    /// Dirty pages as they were when last looked at, unless they have changed since.
+    seen: BTreeMap<u64, PageBytes>,
     /// Space: every page before this length, and these beyond.
     allocated: u64,
     pages_beyond: BTreeSet<u64>,
@@ -139,8 +154,12 @@ struct File {
     lock: Weak<SpindleFile>,
 }
 
-/// Names that change together: in which folder, which name, and what it names from then on.
-struct Change(Vec<(NodeId, OsString, Option<NodeId>)>);
+/// In which folder, which name, and what it names from then on.
+type NameEdit = (NodeId, OsString, Option<NodeId>);
+
+/// Names that change together.
+#[derive(Clone)]
+struct Change(Vec<NameEdit>);
 
 impl SimDisk {
     /// A disk without faults and with plenty of space, whose folder seems to be at `root`.
@@ -161,6 +180,9 @@ impl SimDisk {
             node_next: ROOT + 1,
             inodes: HashMap::new(),
             changes: Vec::new(),
+            observer: None,
+            mistake: None,
+            put_off: Vec::new(),
         })
     }
 
@@ -300,7 +322,11 @@ impl SimEngine {
             state.powered = false;
             Err(Errno::IO.into())
         } else if state.powered {
-            state.perform(&mut op, failure)
+            let result = state.perform_or_blunder(&mut op, failure);
+            if cut::changes_the_disk(&op) {
+                state.observe(self.pending.values());
+            }
+            result
         } else {
             Err(Errno::IO.into())
         };
@@ -545,6 +571,7 @@ impl State {
                 let file = self.create(path, FileMode::Buffered)?;
                 let id = self.node_of(&file)?;
                 let written = self.write(id, &file, bytes, 0, short);
+                self.observe([]);
                 if let Err(error) = written.and_then(|()| self.file(id)?.sync(broken)) {
                     let (parent, name) = self.place(path)?;
                     self.change(vec![(parent, name, None)]);
@@ -628,7 +655,7 @@ impl State {
         }
     }
 
-    fn change(&mut self, edits: Vec<(NodeId, OsString, Option<NodeId>)>) {
+    fn change(&mut self, edits: Vec<NameEdit>) {
         for edit in &edits {
             self.apply(edit, |folder| &mut folder.live);
         }
@@ -637,7 +664,7 @@ impl State {
 
     fn apply(
         &mut self,
-        (folder, name, id): &(NodeId, OsString, Option<NodeId>),
+        (folder, name, id): &NameEdit,
         names: fn(&mut Folder) -> &mut BTreeMap<OsString, NodeId>,
     ) {
         let Some(Node::Folder(folder)) = self.nodes.get_mut(folder) else { return };
@@ -821,6 +848,7 @@ impl State {
         for page in offset / PAGE..(offset + count as u64).div_ceil(PAGE) {
             file.dirty.insert(page);
             file.lost.remove(&page);
+            file.seen.remove(&page);
         }
         // A kernel writes dirty pages out whenever it likes.
         if self.rng.below(8) == 0 {
@@ -883,6 +911,9 @@ impl State {
             node_next: self.node_next,
             inodes: HashMap::new(),
             changes: Vec::new(),
+            observer: None,
+            mistake: None,
+            put_off: Vec::new(),
         };
         let mut reached = vec![ROOT];
         while let Some(id) = reached.pop() {
@@ -914,6 +945,7 @@ impl File {
             durable_length: 0,
             dirty: BTreeSet::new(),
             lost: BTreeSet::new(),
+            seen: BTreeMap::new(),
             allocated: 0,
             pages_beyond: BTreeSet::new(),
             handles: Vec::new(),
@@ -929,6 +961,7 @@ impl File {
     fn set_length(&mut self, bytes: u64) -> io::Result<()> {
         rustix::fs::ftruncate(&self.memory, bytes)?;
         let whole_pages = bytes / PAGE;
+        self.seen.retain(|&page, _| page < whole_pages);
         self.dirty.extend(self.durable.range(whole_pages..).map(|(&page, _)| page));
         let pages = bytes.div_ceil(PAGE);
         self.allocated = self.allocated.min(pages * PAGE);
@@ -946,9 +979,9 @@ impl File {
     }
 
     fn page(&self, page: u64) -> io::Result<PageBytes> {
-        let mut bytes: PageBytes = Box::new([0; PAGE as usize]);
+        let mut bytes = [0; PAGE as usize];
         rustix::io::pread(&self.memory, &mut bytes[..], page * PAGE)?; // Zeros after the end.
-        Ok(bytes)
+        Ok(Arc::new(bytes))
     }
 
     /// Brings one page to the disk. Its length comes with the next sync.
@@ -956,6 +989,7 @@ impl File {
         let bytes = self.page(page)?;
         self.durable.insert(page, bytes);
         self.dirty.remove(&page);
+        self.seen.remove(&page);
         Ok(())
     }
 
@@ -993,8 +1027,8 @@ impl File {
                 0 => {}
                 1 => drop(pages.insert(page, bytes)),
                 _ => {
-                    let torn = pages.entry(page).or_insert_with(|| Box::new([0; PAGE as usize]));
-                    for (old, new) in torn.chunks_mut(SECTOR).zip(bytes.chunks(SECTOR)) {
+                    let torn = pages.entry(page).or_insert_with(|| Arc::new([0; PAGE as usize]));
+                    for (old, new) in Arc::make_mut(torn).chunks_mut(SECTOR).zip(bytes.chunks(SECTOR)) {
                         if rng.coin() {
                             old.copy_from_slice(new);
                         }
@@ -1003,13 +1037,19 @@ impl File {
             }
         }
         let length = if rng.coin() { self.length()? } else { self.durable_length };
+        File::durable(&pages, length)
+    }
+
+    /// A file that has been on the disk for long.
+    fn durable(pages: &BTreeMap<u64, PageBytes>, length: u64) -> io::Result<File> {
         let mut file = File::empty()?;
         rustix::fs::ftruncate(&file.memory, length)?;
-        for (&page, bytes) in pages.range(..length.div_ceil(PAGE)) {
+        let pages = pages.range(..length.div_ceil(PAGE));
+        for (&page, bytes) in pages.clone() {
             let len = (length - page * PAGE).min(PAGE) as usize;
             rustix::io::pwrite(&file.memory, &bytes[..len], page * PAGE)?;
         }
-        file.durable = pages.into_iter().take_while(|(page, _)| page * PAGE < length).collect();
+        file.durable = pages.map(|(&page, bytes)| (page, bytes.clone())).collect();
         file.durable_length = length;
         file.allocated = length.next_multiple_of(PAGE);
         Ok(file)
@@ -1028,10 +1068,10 @@ fn check_aligned(handle: &SpindleFile, memory: &[u8], offset: u64) -> io::Result
 }
 
 /// SplitMix64: small, and good enough to choose what goes wrong.
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -1039,11 +1079,11 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, count: u64) -> u64 {
+    pub(crate) fn below(&mut self, count: u64) -> u64 {
         self.next() % count
     }
 
-    fn coin(&mut self) -> bool {
+    pub(crate) fn coin(&mut self) -> bool {
         self.below(2) == 0
     }
 }
