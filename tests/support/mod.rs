@@ -1,6 +1,8 @@
 //! What several stories need.
 #![allow(dead_code, unreachable_pub, reason = "no story needs all of it")]
 
+pub mod slices;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
