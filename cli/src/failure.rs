@@ -81,7 +81,7 @@ pub(crate) fn shown(path: &Path) -> String {
 }
 
 /// A text without anything that would end its line or move the terminal's cursor.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::new();
     for character in text.chars() {
         if character.is_control() {

@@ -2,11 +2,12 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `load.rs`, `scan.rs` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
 mod demo;
+mod doctor;
 mod failure;
 mod file_kind;
 mod input;
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     /// Loads, scans, restarts and verifies a made-up dataset, beside plain memory and disk
     Demo(demo::Demo),
+    /// Tells what this machine and the spindles' disks allow, and what to change
+    Doctor(doctor::Doctor),
     /// Loads blobs into slices of the cache
     Load(load::Load),
     /// Scans slices of the cache where they lie
@@ -50,6 +53,7 @@ enum Command {
 fn main() -> ExitCode {
     let run = Cli::try_parse().map_err(Failure::Usage).and_then(|cli| match cli.command {
         Command::Demo(demo) => demo.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Load(load) => load.run(),
         Command::Scan(scan) => scan.run(),
         Command::Region(command) => command.run(),

@@ -1,4 +1,4 @@
-//! Stories of `pelton load`, `pelton scan` and `pelton demo`, told with the real binary.
+//! Stories of `pelton load`, `pelton scan`, `pelton demo` and `pelton doctor`, told with the real binary.
 //!
 //! Each command is a process of its own, so every scan after a load is also a restart. Each test has a
 //! folder of its own, and what a scan says is compared with what is computed over the input here.
@@ -7,6 +7,7 @@
 mod again;
 mod config;
 mod demo;
+mod doctor;
 mod formats;
 mod layout;
 mod refusal;

@@ -57,6 +57,25 @@ impl Host {
     }
 }
 
+impl Host {
+    /// How much of the last minute somebody here waited for memory, in hundredths of a percent: in our group if it
+    /// tells, else on the machine. `None` without PSI.
+    pub(crate) fn memory_pressure(&self) -> Option<u64> {
+        memory_pressure(Path::new("/"))
+    }
+}
+
+fn memory_pressure(root: &Path) -> Option<u64> {
+    let of_group = own_group(root, Hierarchy::V2)
+        .and_then(|(_, group)| fs::read_to_string(group.join("memory.pressure")).ok());
+    let text = of_group.or_else(|| fs::read_to_string(root.join("proc/pressure/memory")).ok())?;
+    // `some avg10=0.00 avg60=1.25 avg300=0.00 total=0`
+    let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let value = line.split(' ').find_map(|word| word.strip_prefix("avg60="))?;
+    let (whole, hundredths) = value.split_once('.')?;
+    whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths.parse::<u64>().ok()?)
+}
+
 /// A kind of control group with what it needs to be found.
 #[derive(Clone, Copy)]
 enum Hierarchy {
@@ -258,6 +277,24 @@ mod tests {
         ]);
         assert_eq!(memory_limit(system.path()), limit(GIB, MemorySource::CgroupV2));
         assert_eq!(quota_millicores(system.path()), None, "a period of nothing is no quota");
+    }
+
+    #[test]
+    fn pressure_is_read_from_our_group_or_the_machine() {
+        let line =
+            |value: &str| format!("some avg10=9.00 avg60={value} avg300=0.10 total=7\nfull avg10=0.00\n");
+        let (own, all) = (line("1.25"), line("12.50"));
+        let machine = ("proc/pressure/memory", all.as_str());
+        let group = [
+            MOUNT_V2,
+            ("proc/self/cgroup", "0::/cache\n"),
+            ("sys/fs/cgroup/cache/memory.pressure", own.as_str()),
+            machine,
+        ];
+        assert_eq!(memory_pressure(system(&group).path()), Some(125));
+        assert_eq!(memory_pressure(system(&[machine]).path()), Some(1250));
+        assert_eq!(memory_pressure(system(&[("proc/pressure/memory", "full\n")]).path()), None);
+        assert_eq!(memory_pressure(system(&[]).path()), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! writes a small file, maps it as regions are mapped, and looks.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use crate::region::smaps::large_page_bytes;
 use crate::spindle::engine::{DiskError, Op, PageBuffer};
 use crate::spindle::file::FileMode;
 use crate::spindle::held::Spindle;
+use crate::spindle::impeller::Impellers;
 
 /// Where the bytes of a region lie when they come from a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,9 +40,9 @@ impl fmt::Display for Residence {
     }
 }
 
-const PROBE_BYTES: usize = 8 << 20;
+pub(crate) const PROBE_BYTES: usize = 8 << 20;
 /// Half of the file: where large pages are had at all, nearly all of it lies in them.
-const LARGE_BYTES_MIN: u64 = PROBE_BYTES as u64 / 2;
+pub(crate) const LARGE_BYTES_MIN: u64 = PROBE_BYTES as u64 / 2;
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// The file that a probe writes and removes.
 pub(crate) const PROBE_NAME: &str = "residence-probe";
@@ -72,7 +74,7 @@ impl SpindleResidence {
     pub(crate) fn maps(&self, spindle: &Spindle) -> bool {
         if self.wanted == Residence::Auto && self.found.get().is_none() {
             let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-            self.found.get_or_init(|| match probe(spindle) {
+            self.found.get_or_init(|| match large_bytes_mapped(&spindle.impellers, &spindle.folder) {
                 Ok(large) if large >= LARGE_BYTES_MIN => {
                     (Residence::Map, "mapped files get large pages here".to_owned())
                 }
@@ -85,11 +87,11 @@ impl SpindleResidence {
     }
 }
 
-/// How many bytes of a mapped file on this spindle lie in large pages.
-fn probe(spindle: &Spindle) -> Result<u64, String> {
+/// How many bytes of a mapped file in this folder lie in large pages. Writes one of [`PROBE_BYTES`], and removes it.
+pub(crate) fn large_bytes_mapped(impellers: &Impellers, folder: &Path) -> Result<u64, String> {
     let deadline = Some(Instant::now() + PROBE_WAIT_MAX);
-    let run = |op| spindle.impellers.run(op, deadline).map_err(|error| chain(&error));
-    let path = spindle.folder.join(PROBE_NAME);
+    let run = |op| impellers.run(op, deadline).map_err(|error| chain(&error));
+    let path = folder.join(PROBE_NAME);
     let _ = run(Op::Unlink { path: path.clone() }); // One that a crash has left.
     let write = || -> Result<_, String> {
         let file = run(Op::CreateFile { path: path.clone(), mode: FileMode::Direct })?.into_file();

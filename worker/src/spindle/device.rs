@@ -108,7 +108,6 @@ impl FileSystem {
     }
 
     /// What it is called: `ext4`. For messages.
-    #[allow(dead_code, reason = "no message names a local file system yet")]
     pub(crate) fn name(self) -> String {
         let known = self.network_name().or_else(|| self.name_in(&LOCAL));
         known.map_or_else(|| format!("type {:#x}", self.magic), str::to_owned)

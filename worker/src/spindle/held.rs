@@ -123,7 +123,10 @@ impl Spindle {
         }
         let probe = || match self.hung() {
             Some(hung) => Err(hung),
-            None => self.probe(Instant::now() + LOOK_WAIT_MAX),
+            None => {
+                let deadline = Instant::now() + LOOK_WAIT_MAX;
+                write_and_read_back(&self.impellers, &self.folder, deadline).map(|_| ())
+            }
         };
         if !self.watch.takes_work(probe) {
             let last_fault = self.watch.last_fault();
@@ -176,33 +179,38 @@ impl Spindle {
         let (subject, since) = self.impellers.oldest()?;
         (since >= self.watch.hung_after).then(|| subject.late())
     }
+}
 
-    /// Finds out whether the disk works: writes, syncs, reads back, removes.
-    fn probe(&self, deadline: Instant) -> Result<(), DiskError> {
-        let run = |op| self.impellers.run(op, Some(deadline));
-        let path = self.folder.join(PROBE_FILE);
-        let _ = run(Op::Unlink { path: path.clone() }); // Of a probe that did not end.
-        let write = || {
-            let file = run(Op::CreateFile { path: path.clone(), mode: FileMode::Direct })?.into_file();
-            let written = [0xA5; DIRECT_ALIGNMENT];
-            let len = written.len();
-            let bytes = Box::new(PageBuffer::copied(&written));
-            run(Op::Write { file: file.clone(), offset: 0, bytes, len })?;
-            run(Op::SyncData { file: file.clone() })?;
-            let room = Box::new(PageBuffer::zeroed(len));
-            let subject = Op::LengthOf { file: file.clone() }.subject();
-            let (mut room, read) = run(Op::Read { file, offset: 0, room, len })?.into_read_back();
-            if room.room()[..read] != written {
-                return Err(subject.failed(std::io::Error::other("it reads other bytes than were written")));
-            }
-            Ok(())
-        };
-        let result = match write() {
-            // A full disk is no broken one.
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(()),
-            result => result,
-        };
-        let removed = run(Op::Unlink { path });
-        result.and(removed.map(|_| ()))
-    }
+/// Finds out whether the disk under a folder works: writes a page, syncs, reads it back, removes it. Says how the file
+/// was opened, unless the disk is full: that is no broken one.
+pub(crate) fn write_and_read_back(
+    impellers: &Impellers,
+    folder: &Path,
+    deadline: Instant,
+) -> Result<Option<FileMode>, DiskError> {
+    let run = |op| impellers.run(op, Some(deadline));
+    let path = folder.join(PROBE_FILE);
+    let _ = run(Op::Unlink { path: path.clone() }); // Of a probe that did not end.
+    let write = || {
+        let file = run(Op::CreateFile { path: path.clone(), mode: FileMode::Direct })?.into_file();
+        let mode = file.mode();
+        let written = [0xA5; DIRECT_ALIGNMENT];
+        let len = written.len();
+        let bytes = Box::new(PageBuffer::copied(&written));
+        run(Op::Write { file: file.clone(), offset: 0, bytes, len })?;
+        run(Op::SyncData { file: file.clone() })?;
+        let room = Box::new(PageBuffer::zeroed(len));
+        let subject = Op::LengthOf { file: file.clone() }.subject();
+        let (mut room, read) = run(Op::Read { file, offset: 0, room, len })?.into_read_back();
+        if room.room()[..read] != written {
+            return Err(subject.failed(std::io::Error::other("it reads other bytes than were written")));
+        }
+        Ok(Some(mode))
+    };
+    let result = match write() {
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(None),
+        result => result,
+    };
+    let removed = run(Op::Unlink { path });
+    result.and_then(|mode| removed.map(|_| mode))
 }

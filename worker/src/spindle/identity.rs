@@ -151,7 +151,45 @@ pub(crate) struct Identity {
     file: File,
 }
 
+/// What a folder is to a cache that would open it.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// It is not there; the nearest folder above it that is.
+    Missing {
+        existing: PathBuf,
+    },
+    Empty,
+    /// Held from now on.
+    Spindle(Identity),
+}
+
 impl Identity {
+    /// Looks what a folder is, and takes it only if it is a spindle already, or was about to become one.
+    ///
+    /// # Errors
+    /// [`IdentityError`], whatever [`Self::claim`] would have said but for network file systems.
+    pub(crate) fn survey(folder: &Path) -> Result<Standing, IdentityError> {
+        let disk = |verb, path: &Path| {
+            let path = path.to_owned();
+            move |source| IdentityError::Disk { verb, path, source }
+        };
+        let existing = nearest_existing(folder).map_err(disk("look for", folder))?;
+        if !fs::metadata(&existing).map_err(disk("look for", &existing))?.is_dir() {
+            return Err(IdentityError::NotAFolder { path: existing });
+        }
+        if existing != folder {
+            return Ok(Standing::Missing { existing });
+        }
+        let path = folder.join(IDENTITY_FILE);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Identity::claim(folder, NetworkFolders::Accept).map(Standing::Spindle),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                refuse_unless_empty(folder).map(|()| Standing::Empty)
+            }
+            Err(error) => Err(disk("look for", &path)(error)),
+        }
+    }
+
     /// Takes a folder. One that is missing is made; one that is empty becomes a spindle.
     ///
     /// It asks the disk, so run it on a thread that may hang with it.
