@@ -303,6 +303,7 @@ impl Cache {
             mapped_resident: 0,
             large_page_bytes: 0,
             buffers: counts.buffers + pieces.buffers + streams.buffers,
+            spares: counts.spares,
             max: self.memory_max(),
         };
         let mut ranges = Vec::new();
@@ -381,6 +382,8 @@ pub struct MemoryReport {
     pub large_page_bytes: u64,
     /// Parcels and pieces on their way, and what streams read into.
     pub buffers: u64,
+    /// Memory of images that are gone, kept for the next one: for a moment, and only until anything else needs it.
+    pub spares: u64,
     /// What all of it may take.
     pub max: u64,
 }
@@ -814,7 +817,7 @@ impl CacheCore {
         let pieces = buffers / 2;
         let scratch = (buffers / 8).min(SCRATCH_BYTES_MAX);
         let budget = MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces);
-        let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify));
+        let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
         let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone()));
         let entry = |(key, manifest): (Key, Manifest)| {
             (key.clone(), Arc::new(Entry::new(key, Some(manifest), runner.clone())))

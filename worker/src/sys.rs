@@ -427,15 +427,19 @@ pub(crate) mod sigbus {
 }
 
 /// Forbids io_uring to a command that is yet to be started, and to nobody else.
-///
-/// The three calls of io_uring answer `EPERM` in it, as in a container with the usual filter.
 #[cfg(test)]
 pub(crate) fn forbid_io_uring(command: &mut std::process::Command) {
+    // `io_uring_setup`, `io_uring_enter` and `io_uring_register`: the same on every architecture.
+    forbid_calls(command, 425..=427);
+}
+
+/// Forbids system calls to a command that is yet to be started: they answer `EPERM` in it, as in a container with the
+/// usual filter.
+#[cfg(test)]
+pub(crate) fn forbid_calls(command: &mut std::process::Command, calls: std::ops::RangeInclusive<u32>) {
     use std::os::unix::process::CommandExt;
 
-    /// `io_uring_setup`, `io_uring_enter` and `io_uring_register`: the same on every architecture.
-    const CALLS: std::ops::RangeInclusive<u32> = 425..=427;
-    // `if CALLS.contains(number) { EPERM } else { allow }`, as the kernel's filter machine has it. The
+    // `if calls.contains(number) { EPERM } else { allow }`, as the kernel's filter machine has it. The
     // number of the call is the first word of what a filter sees.
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -444,16 +448,16 @@ pub(crate) fn forbid_io_uring(command: &mut std::process::Command) {
     const fn line(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
         libc::sock_filter { code, jt, jf, k }
     }
-    const FILTER: [libc::sock_filter; 5] = [
+    let filter: [libc::sock_filter; 5] = [
         line(LOAD_WORD, 0, 0, 0),
-        line(JUMP_AT_LEAST, 0, 2, *CALLS.start()),
-        line(JUMP_ABOVE, 1, 0, *CALLS.end()),
+        line(JUMP_AT_LEAST, 0, 2, *calls.start()),
+        line(JUMP_ABOVE, 1, 0, *calls.end()),
         line(ANSWER, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         line(ANSWER, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let install = || {
-        let program = libc::sock_fprog { len: FILTER.len() as u16, filter: FILTER.as_ptr().cast_mut() };
-        // SAFETY: `prctl` reads the program and its five lines, which are constants, and keeps copies.
+    let install = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: `prctl` reads the program and its five lines, which live as long as the call, and keeps copies.
         // An ordinary process may install a filter once it has given up gaining privileges.
         let refused = unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0

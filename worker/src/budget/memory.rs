@@ -8,6 +8,10 @@
 //! The two shares are apart, each with its own queue. So a load that holds its images always gets the
 //! next buffer in time, however many hot slices fill the rest: no load waits for another one's eviction
 //! with its own memory in hand.
+//!
+//! Memory of images that are gone is kept as spare pages, in what is free of the residence: the next image takes them
+//! instead of fresh memory. They are in nobody's way: whoever takes memory takes theirs when nothing else is left, and
+//! then they are unmapped first. While anybody waits none are kept.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::region::arena::{ImageMemory, LARGE_PAGE_BYTES, SparePage};
 use crate::scan::patience::Patience;
 use crate::units::Exact;
 
@@ -72,12 +77,18 @@ pub enum MemoryRefused {
     },
 }
 
+/// Spare pages are at most one part in so many of the residence: two generations of a slice that follow each other
+/// need no more.
+const SPARES_SHARE: u64 = 2;
+
 /// How much is in use, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MemoryCounts {
     pub(crate) images: u64,
     pub(crate) mapped: u64,
     pub(crate) buffers: u64,
+    /// Pages that are kept for the next image, beside what is in use.
+    pub(crate) spares: u64,
     /// What images and mapped regions may use together.
     pub(crate) residence_max: u64,
     pub(crate) buffers_max: u64,
@@ -100,6 +111,7 @@ impl MemoryBudget {
             residence: Share::new(total - buffers_max),
             buffers: Share::new(buffers_max),
             images: 0,
+            spares: Vec::new(),
             next_ticket: 0,
         };
         MemoryBudget { shared: Arc::new(Mutex::new(shares)) }
@@ -148,14 +160,18 @@ impl MemoryBudget {
             return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
         }
         if share.waiting.is_empty() && bytes <= share.free() {
-            shares.give(purpose, bytes);
+            let freed = shares.give(purpose, bytes);
+            drop(shares);
+            drop(freed); // Unmapped outside of the lock, and before anybody uses what was given for it.
             return Ok(Taking { state: TakingState::Given(self.grant(purpose, bytes)) });
         }
         let ticket = shares.next_ticket;
         shares.next_ticket += 1;
         let waiter = Waiter { ticket, purpose, bytes, granted: false, waker: None };
         shares.share(purpose).waiting.push_back(waiter);
+        let freed = shares.spares_in_the_way();
         drop(shares);
+        drop(freed);
         Ok(Taking { state: TakingState::Queued { budget: self.clone(), purpose, bytes, ticket } })
     }
 
@@ -165,15 +181,31 @@ impl MemoryBudget {
     /// [`MemoryRefused`] otherwise; `Deadline` means that waiting would help.
     pub(crate) fn try_take(&self, purpose: MemoryUse, bytes: u64) -> Result<MemoryGrant, MemoryRefused> {
         let mut shares = self.lock();
-        let share = shares.share(purpose);
-        if bytes > share.max {
-            return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
-        }
-        if !share.waiting.is_empty() || bytes > share.free() {
-            return Err(share.too_late(purpose, bytes));
-        }
-        shares.give(purpose, bytes);
+        shares.can_give(purpose, bytes)?;
+        let freed = shares.give(purpose, bytes);
+        drop(shares);
+        drop(freed);
         Ok(self.grant(purpose, bytes))
+    }
+
+    /// The same for a piece of an image, with the spare pages that there are for it.
+    ///
+    /// # Errors
+    /// As [`Self::try_take`].
+    pub(crate) fn try_take_for_image(&self, bytes: u64) -> Result<ImageMemory, MemoryRefused> {
+        let mut shares = self.lock();
+        shares.can_give(MemoryUse::Images, bytes)?;
+        let spares = shares.take_spares(bytes);
+        let freed = shares.give(MemoryUse::Images, bytes);
+        drop(shares);
+        drop(freed);
+        Ok(ImageMemory { grant: self.grant(MemoryUse::Images, bytes), spares })
+    }
+
+    /// Unmaps what is kept: nobody has wanted it for a while.
+    pub(crate) fn drop_spares(&self) {
+        let spares = std::mem::take(&mut self.lock().spares);
+        drop(spares); // Outside of the lock.
     }
 
     /// How much is in use now.
@@ -183,6 +215,7 @@ impl MemoryBudget {
             images: shares.images,
             mapped: shares.residence.used - shares.images,
             buffers: shares.buffers.used,
+            spares: shares.spares_bytes(),
             residence_max: shares.residence.max,
             buffers_max: shares.buffers.max,
             residence_waited_for: shares.residence.waited_for(),
@@ -228,7 +261,7 @@ pub(crate) struct MemoryGrant {
 }
 
 impl MemoryGrant {
-    #[allow(dead_code, reason = "so far only tests ask")]
+    /// How much it is.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -266,6 +299,27 @@ impl MemoryGrant {
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         assert!(bytes <= self.bytes, "shrinking does not grow");
         drop(self.split(self.bytes - bytes));
+    }
+
+    /// Spare pages for an image that this memory is for, as far as there are any.
+    pub(crate) fn spares(&self) -> Vec<SparePage> {
+        self.budget.lock().take_spares(self.bytes)
+    }
+
+    /// Gives an image's memory back with its pages. They are kept for the next image as far as that is nobody's loss,
+    /// and unmapped else.
+    pub(crate) fn give_back_with(mut self, mut spares: Vec<SparePage>) {
+        assert!(bytes_of(&spares) <= self.bytes, "what was paid for");
+        if self.purpose == MemoryUse::Images {
+            let mut shares = self.budget.lock();
+            let kept = shares.keep(&mut spares);
+            shares.take_back(self.purpose, kept);
+            shares.check();
+            self.bytes -= kept;
+        }
+        // First the memory, then what was paid for it.
+        drop(spares);
+        drop(self);
     }
 
     /// Takes in another grant of the same budget and use.
@@ -356,13 +410,16 @@ impl Drop for Taking {
 /// What is given and who waits.
 ///
 /// Invariants: in each share `used <= max`; whoever is granted stands before whoever is not; the first that
-/// is not granted does not fit; `images <= residence.used`.
+/// is not granted does not fit; `images <= residence.used`; spare pages lie in what is free of the residence, and there are none
+/// while anybody waits for it.
 #[derive(Debug)]
 struct Shares {
     residence: Share,
     buffers: Share,
     /// How much of the residence are images; the rest is mapped.
     images: u64,
+    /// Kept for the next image. The last one is handed out first.
+    spares: Vec<SparePage>,
     next_ticket: u64,
 }
 
@@ -374,10 +431,54 @@ impl Shares {
         }
     }
 
-    fn give(&mut self, purpose: MemoryUse, bytes: u64) {
+    fn can_give(&mut self, purpose: MemoryUse, bytes: u64) -> Result<(), MemoryRefused> {
+        let share = self.share(purpose);
+        if bytes > share.max {
+            return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
+        }
+        if !share.waiting.is_empty() || bytes > share.free() {
+            return Err(share.too_late(purpose, bytes));
+        }
+        Ok(())
+    }
+
+    /// Gives what is free. Spare pages that lay there are to be dropped before it is used.
+    #[must_use = "what is dropped under the lock is unmapped under the lock"]
+    fn give(&mut self, purpose: MemoryUse, bytes: u64) -> Vec<SparePage> {
         self.share(purpose).used += bytes;
         self.count_given(purpose, bytes);
+        let freed = self.spares_in_the_way();
         self.check();
+        freed
+    }
+
+    fn spares_bytes(&self) -> u64 {
+        bytes_of(&self.spares)
+    }
+
+    /// Takes spare pages out that may not be kept any longer.
+    fn spares_in_the_way(&mut self) -> Vec<SparePage> {
+        let room = if self.residence.is_waited_for() { 0 } else { self.residence.free() };
+        let kept = self.spares.len().min(pages_in(room));
+        self.spares.split_off(kept)
+    }
+
+    /// Takes as many as fit into so many bytes.
+    fn take_spares(&mut self, bytes: u64) -> Vec<SparePage> {
+        let rest = self.spares.len() - self.spares.len().min(pages_in(bytes));
+        let mut spares = self.spares.split_off(rest);
+        // They were kept from back to front: this is the order of their addresses, which the kernel likes.
+        spares.reverse();
+        spares
+    }
+
+    /// Keeps the first of these pages, whose bytes are still counted as used. Says how many bytes it keeps.
+    fn keep(&mut self, spares: &mut Vec<SparePage>) -> u64 {
+        let most = pages_in(self.residence.max / SPARES_SHARE).saturating_sub(self.spares.len());
+        let most = if self.residence.is_waited_for() { 0 } else { most };
+        let kept = spares.len().min(most);
+        self.spares.extend(spares.drain(..kept).rev());
+        kept as u64 * LARGE_PAGE_BYTES as u64
     }
 
     fn count_given(&mut self, purpose: MemoryUse, bytes: u64) {
@@ -399,7 +500,18 @@ impl Shares {
         assert!(self.residence.used <= self.residence.max);
         assert!(self.buffers.used <= self.buffers.max);
         assert!(self.images <= self.residence.used);
+        assert!(self.spares_bytes() <= self.residence.free());
+        assert!(self.spares.is_empty() || !self.residence.is_waited_for());
     }
+}
+
+fn bytes_of(spares: &[SparePage]) -> u64 {
+    spares.len() as u64 * LARGE_PAGE_BYTES as u64
+}
+
+/// How many whole pages lie in so many bytes.
+fn pages_in(bytes: u64) -> usize {
+    usize::try_from(bytes / LARGE_PAGE_BYTES as u64).unwrap_or(usize::MAX)
 }
 
 #[derive(Debug)]
@@ -462,6 +574,10 @@ impl Share {
 
     fn index_of(&self, ticket: u64) -> usize {
         self.waiting.binary_search_by_key(&ticket, |waiter| waiter.ticket).expect("a place is left only once")
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.waiting.iter().any(|waiter| !waiter.granted)
     }
 
     fn waited_for(&self) -> u64 {

@@ -12,21 +12,37 @@
 //! be copied, moves it. An image that is read from a disk grows in the same way: [`ImageRooms`] hands out what
 //! lies beyond the border, each stretch once, and [`Image::accept`] takes filled stretches back in their order.
 //! That is the whole argument for the unsafe code in this file.
+//!
+//! First touch of fresh memory costs as much as filling it. So the large pages of an image that nobody needs any more are
+//! kept as [`SparePage`]s by the [memory budget](crate::budget::memory), and the next image takes them in: the
+//! kernel moves them to where the image grows, by changing its page tables. Spare pages hold what was written last. So
+//! whoever fills a piece writes every byte of it that counts.
 
 use std::any::Any;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::budget::memory::MemoryGrant;
 use crate::spindle::engine::{IoBytes, IoRoom};
 
 /// Images begin at multiples of this, the size of the large pages.
-const LARGE_PAGE_BYTES: usize = 2 << 20;
+pub(crate) const LARGE_PAGE_BYTES: usize = 2 << 20;
 /// What O_DIRECT wants lengths to be multiples of.
 const DISK_PAGE_BYTES: usize = 4096;
+
+/// How many pages there may be, in the whole process, that are spare or were so before they were moved into an image. The
+/// kernel keeps a record for each that was moved, and gives a process 65,530 of them for everything it maps. What is
+/// beyond is unmapped when its image goes.
+const RECYCLED_PAGES_MAX: usize = 16_384;
+
+/// How many there are: counted from the moment that a page becomes spare until it is unmapped.
+static RECYCLED_PAGES: AtomicUsize = AtomicUsize::new(0);
+
+/// Set when the kernel has refused to move a page, which a sandbox may have it do: then none is kept any more.
+static MOVES_REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// A stretch of anonymous memory: address space reserved, memory taken from the front.
 ///
@@ -39,6 +55,14 @@ struct Reservation {
     mapping_bytes: usize,
     start: NonNull<u8>,
     reserved: usize,
+    /// Moved by whoever grows it, who is one.
+    usable: AtomicUsize,
+    /// How many spare pages were moved in.
+    moved: AtomicUsize,
+    /// How much of `reserved` is surely ours: all, unless a move has failed in the middle of it.
+    owned: AtomicUsize,
+    /// What it takes of the memory budget: given back after the memory, or with the memory.
+    grant: Mutex<Option<MemoryGrant>>,
 }
 
 // SAFETY: a reservation is an address range that belongs to this value alone; nothing in it is tied to a
@@ -70,12 +94,130 @@ impl Reservation {
         let skip = mapping.cast::<u8>().align_offset(LARGE_PAGE_BYTES);
         // SAFETY: `skip` is below 2 MiB, by which the mapping is longer than `reserved`.
         let start = unsafe { mapping.cast::<u8>().add(skip) };
-        Ok(Reservation { mapping, mapping_bytes, start, reserved })
+        Ok(Reservation {
+            mapping,
+            mapping_bytes,
+            start,
+            reserved,
+            usable: AtomicUsize::new(0),
+            moved: AtomicUsize::new(0),
+            owned: AtomicUsize::new(reserved),
+            grant: Mutex::new(None),
+        })
+    }
+
+    /// Reserves address space, the first `usable` bytes of which can be used at once.
+    fn growing(bytes: usize, usable: usize, spares: Vec<SparePage>) -> io::Result<Reservation> {
+        let reservation = Reservation::new(bytes)?;
+        if reservation.grow_usable(usable, spares).is_ok() {
+            return Ok(reservation);
+        }
+        let reservation = Reservation::new(bytes)?;
+        reservation.grow_usable(usable, Vec::new())?;
+        Ok(reservation)
+    }
+
+    /// Makes what lies from the end of the usable to `to` usable as well: with spare pages first, which hold what was
+    /// written last, then with fresh memory, which is zeros. Only for who grows it.
+    fn grow_usable(&self, to: usize, spares: Vec<SparePage>) -> io::Result<()> {
+        let mut from = self.usable.load(Ordering::Relaxed);
+        for spare in spares {
+            if from.is_multiple_of(LARGE_PAGE_BYTES)
+                && from + LARGE_PAGE_BYTES <= to
+                && self.adopt(from, spare)?
+            {
+                from += LARGE_PAGE_BYTES;
+            }
+        }
+        self.make_usable(from, to)?;
+        self.usable.store(to, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves a spare page to `at`. Says whether it is there; if not it is gone, and all is as before.
+    ///
+    /// # Errors
+    /// The kernel refused in the middle, and the addresses may be somebody else's now. No memory is lost, but the
+    /// reservation ends here.
+    fn adopt(&self, at: usize, spare: SparePage) -> io::Result<bool> {
+        assert!(at.is_multiple_of(LARGE_PAGE_BYTES) && at >= self.usable.load(Ordering::Relaxed));
+        if MOVES_REFUSED.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        assert!(at + LARGE_PAGE_BYTES <= self.owned.load(Ordering::Relaxed));
+        // SAFETY: `at` is below `owned`, so inside of the reservation.
+        let target = unsafe { self.start.add(at) }.cast::<libc::c_void>().as_ptr();
+        // SAFETY: the call replaces one page of our own mapping, which nobody can reach yet since it lies beyond
+        // `usable`, by a page that belongs to `spare` alone and that nobody refers to. Both begin at multiples of
+        // 2 MiB, in mappings of whole such pages, so the page never lies in two of the kernel's mappings.
+        let moved = unsafe {
+            libc::mremap(
+                spare.start.cast().as_ptr(),
+                LARGE_PAGE_BYTES,
+                LARGE_PAGE_BYTES,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                target,
+            )
+        };
+        if moved != libc::MAP_FAILED {
+            self.moved.fetch_add(1, Ordering::Relaxed);
+            // Nothing is mapped there any more: the addresses are the kernel's, and the page is ours.
+            std::mem::forget(spare);
+            return Ok(true);
+        }
+        let refused = io::Error::last_os_error();
+        MOVES_REFUSED.store(true, Ordering::Relaxed);
+        if self.close_hole(at) {
+            return Ok(false);
+        }
+        // Either the kernel has not unmapped them, or another thread has got them since: nobody can tell.
+        self.owned.store(at, Ordering::Relaxed);
+        Err(refused)
+    }
+
+    /// Reserves one page's addresses again after a move that has failed: the kernel may have unmapped them already.
+    /// Says whether they are ours for sure.
+    fn close_hole(&self, at: usize) -> bool {
+        // SAFETY: `at` is below `owned`, so inside of the reservation.
+        let target = unsafe { self.start.add(at) }.cast::<libc::c_void>().as_ptr();
+        // SAFETY: with MAP_FIXED_NOREPLACE the call maps only what is not mapped. Had another thread got these
+        // addresses in between, or had the kernel not unmapped them, it would fail, and touch nothing.
+        let closed = unsafe {
+            libc::mmap(
+                target,
+                LARGE_PAGE_BYTES,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE,
+                -1,
+                0,
+            )
+        };
+        if closed != libc::MAP_FAILED && closed != target {
+            // A kernel before 4.17 takes the address for a wish.
+            // SAFETY: it was mapped just now, for nobody.
+            unsafe { unmap(closed, LARGE_PAGE_BYTES) };
+        }
+        closed == target
+    }
+
+    /// Takes over what pays for its memory.
+    fn pay(&self, more: MemoryGrant) {
+        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *grant {
+            Some(grant) => grant.join(more),
+            none => *none = Some(more),
+        }
     }
 
     /// Makes `[from, to)` readable and writable, zeros until written.
     fn make_usable(&self, from: usize, to: usize) -> io::Result<()> {
         assert!(from.is_multiple_of(DISK_PAGE_BYTES) && from <= to && to <= self.reserved);
+        if from == to {
+            return Ok(());
+        }
+        if to > self.owned.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the reservation has ended where a page could not be moved"));
+        }
         // SAFETY: the range lies in our own mapping. It only gains access rights, so nothing that is valid
         // becomes invalid. The advice changes how pages are backed and what a forked child sees, not bytes.
         unsafe {
@@ -94,10 +236,92 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and whoever could still reach a byte of it holds this value alive.
-        let result = unsafe { libc::munmap(self.mapping.as_ptr(), self.mapping_bytes) };
+        let usable = *self.usable.get_mut();
+        let grant = self.grant.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // Pages for which nobody has paid are not kept.
+        let paid = grant.as_ref().map_or(0, |grant| usize::try_from(grant.bytes()).unwrap_or(usize::MAX));
+        RECYCLED_PAGES.fetch_sub(*self.moved.get_mut(), Ordering::Relaxed);
+        let pages = recycle(usable.min(paid) / LARGE_PAGE_BYTES);
+        let kept = pages * LARGE_PAGE_BYTES;
+        let mapping = self.mapping.as_ptr();
+        let before = self.start.addr().get() - mapping.addr();
+        let owned = *self.owned.get_mut();
+        let end = if owned == self.reserved { self.mapping_bytes } else { before + owned };
+        // SAFETY: `[0, end)` of the mapping is ours, and whoever could still reach a byte of it holds this value
+        // alive. What is not unmapped becomes the spare pages' below: each byte has one owner.
+        unsafe {
+            unmap(mapping, before);
+            unmap(mapping.byte_add(before + kept), end - before - kept);
+        }
+        let spares = (0..pages)
+            // SAFETY: `kept` lies inside of the reservation.
+            .map(|page| SparePage { start: unsafe { self.start.add(page * LARGE_PAGE_BYTES) } })
+            .collect();
+        if let Some(grant) = grant {
+            grant.give_back_with(spares);
+        }
+    }
+}
+
+/// Counts pages that become spare: so many of them as the limit allows, which it says.
+fn recycle(pages: usize) -> usize {
+    if MOVES_REFUSED.load(Ordering::Relaxed) {
+        return 0;
+    }
+    let before = RECYCLED_PAGES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+        Some(count.saturating_add(pages).min(RECYCLED_PAGES_MAX).max(count))
+    });
+    pages.min(RECYCLED_PAGES_MAX.saturating_sub(before.expect("it is always changed")))
+}
+
+/// Unmaps a range that may be empty.
+///
+/// # Safety
+/// The range is the caller's own, and nobody reaches it any more.
+unsafe fn unmap(address: *mut libc::c_void, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: the caller's.
+        let result = unsafe { libc::munmap(address, bytes) };
         debug_assert_eq!(result, 0, "unmapping our own mapping: {}", io::Error::last_os_error());
     }
+}
+
+/// A large page of memory that is kept for the next image. What stands in it is what was written last: nobody reads it.
+#[derive(Debug)]
+pub(crate) struct SparePage {
+    /// A multiple of 2 MiB; the mapping from here on is this value's own.
+    start: NonNull<u8>,
+}
+
+#[cfg(test)]
+impl SparePage {
+    /// One that nobody has written to.
+    pub(crate) fn fresh() -> SparePage {
+        let budget = crate::budget::memory::MemoryBudget::new(4 * LARGE_PAGE_BYTES as u64, 0);
+        let first = budget.try_take_for_image(LARGE_PAGE_BYTES as u64).unwrap();
+        drop(ImageWriter::new(LARGE_PAGE_BYTES, LARGE_PAGE_BYTES, first).unwrap());
+        budget.try_take_for_image(LARGE_PAGE_BYTES as u64).unwrap().spares.pop().expect("it was kept")
+    }
+}
+
+// SAFETY: a spare page is an address range that belongs to this value alone, and it offers no access to its bytes.
+unsafe impl Send for SparePage {}
+// SAFETY: as above.
+unsafe impl Sync for SparePage {}
+
+impl Drop for SparePage {
+    fn drop(&mut self) {
+        // SAFETY: the range is this value's own, and whoever had reached it has dropped its reservation.
+        unsafe { unmap(self.start.cast().as_ptr(), LARGE_PAGE_BYTES) };
+        RECYCLED_PAGES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Memory that an image may take: paid for, and as far as there are spare pages, there already.
+#[derive(Debug)]
+pub(crate) struct ImageMemory {
+    pub(crate) grant: MemoryGrant,
+    pub(crate) spares: Vec<SparePage>,
 }
 
 /// The writing end of an image: there is one, and only it can reach what is not frozen.
@@ -116,10 +340,11 @@ impl ImageWriter {
     ///
     /// # Errors
     /// If there is no address space left (`ulimit -v`), or no memory to promise.
-    pub(crate) fn new(piece_bytes: usize, bytes_max: usize) -> io::Result<ImageWriter> {
+    pub(crate) fn new(piece_bytes: usize, bytes_max: usize, first: ImageMemory) -> io::Result<ImageWriter> {
         assert!(piece_bytes > 0 && piece_bytes.is_multiple_of(LARGE_PAGE_BYTES));
-        let memory = Reservation::new(bytes_max.max(piece_bytes).next_multiple_of(piece_bytes))?;
-        memory.make_usable(0, piece_bytes)?;
+        let reserved = bytes_max.max(piece_bytes).next_multiple_of(piece_bytes);
+        let memory = Reservation::growing(reserved, piece_bytes, first.spares)?;
+        memory.pay(first.grant);
         Ok(ImageWriter { memory: Arc::new(memory), piece_bytes, frozen: 0 })
     }
 
@@ -133,16 +358,17 @@ impl ImageWriter {
         }
     }
 
-    /// Freezes the piece, which is full, and goes on to the next one.
+    /// Freezes the piece, which is full, and goes on to the next one, in memory for one piece more.
     ///
     /// # Errors
     /// If the image may not grow further, or no memory is left. The piece is then still the current one.
-    pub(crate) fn next_piece(&mut self) -> io::Result<FrozenBytes> {
+    pub(crate) fn next_piece(&mut self, more: ImageMemory) -> io::Result<FrozenBytes> {
         let next = self.frozen + self.piece_bytes;
         if next + self.piece_bytes > self.memory.reserved {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the image has grown to its limit"));
         }
-        self.memory.make_usable(next, next + self.piece_bytes)?;
+        self.memory.grow_usable(next + self.piece_bytes, more.spares)?;
+        self.memory.pay(more.grant);
         let piece = FrozenBytes { memory: self.memory.clone(), offset: self.frozen, len: self.piece_bytes };
         self.frozen = next;
         Ok(piece)
@@ -192,17 +418,20 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Starts an image of `len` bytes that are to be read from a disk.
+    /// Starts an image of `len` bytes that are to be read from a disk, with spare pages as far as there are any.
     ///
     /// # Errors
     /// If there is no address space left, or no memory to promise.
-    pub(crate) fn to_fill(len: usize) -> io::Result<(Image, ImageRooms)> {
+    pub(crate) fn to_fill(len: usize, spares: Vec<SparePage>) -> io::Result<(Image, ImageRooms)> {
         let whole_pages = len.next_multiple_of(DISK_PAGE_BYTES);
-        let memory = Reservation::new(whole_pages)?;
-        memory.make_usable(0, whole_pages)?;
-        let memory = Arc::new(memory);
+        let memory = Arc::new(Reservation::growing(whole_pages, whole_pages, spares)?);
         let rooms = ImageRooms { memory: memory.clone(), end: whole_pages, next: 0 };
         Ok((Image { memory, len, frozen: AtomicUsize::new(0), tail: len }, rooms))
+    }
+
+    /// Takes over what pays for its memory: it is given back when the last who reads the image is gone.
+    pub(crate) fn pay(&self, grant: MemoryGrant) {
+        self.memory.pay(grant);
     }
 
     /// How long it is when it is whole.
@@ -414,18 +643,32 @@ unsafe impl IoRoom for PieceBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::memory::{MemoryBudget, MemoryUse};
 
     const PIECE: usize = 2 << 20;
 
+    fn budget(pieces: usize) -> MemoryBudget {
+        MemoryBudget::new((pieces * PIECE) as u64, 0)
+    }
+
+    fn writer(budget: &MemoryBudget, pieces_max: usize) -> ImageWriter {
+        ImageWriter::new(PIECE, pieces_max * PIECE, one_more(budget)).unwrap()
+    }
+
+    fn one_more(budget: &MemoryBudget) -> ImageMemory {
+        budget.try_take_for_image(PIECE as u64).unwrap()
+    }
+
     #[test]
     fn an_image_grows_without_moving_while_frozen_pieces_are_read() {
-        let mut writer = ImageWriter::new(PIECE, 5 * PIECE).unwrap();
+        let budget = budget(5);
+        let mut writer = writer(&budget, 5);
         let start = writer.piece().as_ptr() as usize;
         assert!(start.is_multiple_of(LARGE_PAGE_BYTES));
         let mut frozen = Vec::new();
         for k in 0..4u8 {
             writer.piece().fill(k + 1);
-            frozen.push(writer.next_piece().unwrap());
+            frozen.push(writer.next_piece(one_more(&budget)).unwrap());
         }
         let reader = std::thread::spawn({
             let frozen = frozen.clone();
@@ -447,11 +690,12 @@ mod tests {
 
     #[test]
     fn an_image_ends_at_its_limit_and_keeps_what_it_has() {
-        let mut writer = ImageWriter::new(PIECE, 2 * PIECE).unwrap();
+        let budget = budget(3);
+        let mut writer = writer(&budget, 2);
         writer.piece().fill(1);
-        writer.next_piece().unwrap();
+        writer.next_piece(one_more(&budget)).unwrap();
         writer.piece().fill(2);
-        assert_eq!(writer.next_piece().unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(writer.next_piece(one_more(&budget)).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
         let (_, image) = writer.seal(PIECE);
         let image = image.bytes();
         assert_eq!((image[0], image[PIECE], image.len()), (1, 2, 2 * PIECE));
@@ -459,16 +703,17 @@ mod tests {
 
     #[test]
     fn a_frozen_piece_outlives_writer_and_image() {
-        let mut writer = ImageWriter::new(PIECE, 2 * PIECE).unwrap();
+        let budget = budget(3);
+        let mut writer = writer(&budget, 2);
         writer.piece().fill(7);
-        let piece = writer.next_piece().unwrap();
+        let piece = writer.next_piece(one_more(&budget)).unwrap();
         drop(writer.seal(0));
         assert!(piece.iter().all(|&byte| byte == 7));
     }
 
     #[test]
     fn an_image_is_filled_in_order_and_shows_only_what_has_come() {
-        let (image, mut rooms) = Image::to_fill(PIECE + 5000).unwrap();
+        let (image, mut rooms) = Image::to_fill(PIECE + 5000, Vec::new()).unwrap();
         let mut handed: Vec<ImageRoom> = std::iter::from_fn(|| rooms.next_room(PIECE / 2)).collect();
         assert_eq!(handed.iter().map(ImageRoom::len).collect::<Vec<_>>(), [PIECE / 2, PIECE / 2, 8192]);
         // Filled from the back, as disks may.
@@ -484,7 +729,7 @@ mod tests {
 
     #[test]
     fn the_tail_can_come_first() {
-        let (mut image, mut rooms) = Image::to_fill(PIECE + 5000).unwrap();
+        let (mut image, mut rooms) = Image::to_fill(PIECE + 5000, Vec::new()).unwrap();
         let mut tail = rooms.tail_room(PIECE + 4500);
         assert_eq!((tail.offset(), tail.len()), (PIECE + 4096, 4096));
         tail.room().fill(9);
@@ -504,8 +749,127 @@ mod tests {
     #[test]
     #[should_panic(expected = "rooms come back in their order")]
     fn a_room_that_skips_another_is_not_taken() {
-        let (image, mut rooms) = Image::to_fill(2 * PIECE).unwrap();
+        let (image, mut rooms) = Image::to_fill(2 * PIECE, Vec::new()).unwrap();
         let _first = rooms.next_room(PIECE);
         image.accept(rooms.next_room(PIECE).unwrap());
+    }
+
+    /// An image of so many pieces, each full of this byte.
+    fn filled(budget: &MemoryBudget, pieces: usize, byte: u8) -> Image {
+        let mut writer = writer(budget, pieces);
+        for _ in 1..pieces {
+            writer.piece().fill(byte);
+            writer.next_piece(one_more(budget)).unwrap();
+        }
+        writer.piece().fill(byte);
+        writer.seal(PIECE).1
+    }
+
+    fn spares(budget: &MemoryBudget) -> usize {
+        budget.counts().spares as usize / PIECE
+    }
+
+    #[test]
+    fn the_memory_of_an_image_that_goes_is_the_next_ones() {
+        let budget = budget(20);
+        drop(filled(&budget, 6, 7));
+        assert_eq!((spares(&budget), budget.counts().images), (6, 0));
+        let mut writer = writer(&budget, 8);
+        for piece in 0..7 {
+            // Pages that were moved hold what they held; fresh ones are zeros.
+            let expected = if piece < 6 { 7 } else { 0 };
+            assert!(writer.piece().iter().all(|&byte| byte == expected), "piece {piece}");
+            assert_eq!(spares(&budget), 5usize.saturating_sub(piece));
+            writer.piece().fill(9);
+            writer.next_piece(one_more(&budget)).unwrap();
+        }
+        let (_, image) = writer.seal(100);
+        assert_eq!(image.bytes().len(), 7 * PIECE + 100);
+        assert!(image.bytes()[..7 * PIECE].iter().all(|&byte| byte == 9));
+        assert_eq!(budget.counts().images as usize, 8 * PIECE);
+    }
+
+    #[test]
+    fn the_memory_goes_when_the_last_goes_that_reads_it() {
+        let budget = budget(20);
+        let mut writer = writer(&budget, 3);
+        writer.piece().fill(7);
+        let on_its_way = writer.next_piece(one_more(&budget)).unwrap();
+        drop(writer); // As a load that is dropped.
+        assert_eq!((spares(&budget), budget.counts().images as usize), (0, 2 * PIECE));
+        assert!(on_its_way.iter().all(|&byte| byte == 7));
+        drop(on_its_way);
+        assert_eq!((spares(&budget), budget.counts().images), (2, 0));
+    }
+
+    #[test]
+    fn an_image_that_is_read_takes_spare_pages_and_keeps_whole_ones() {
+        let budget = budget(20);
+        drop(filled(&budget, 4, 7));
+        let grant = budget.try_take(MemoryUse::Images, (2 * PIECE + 5000) as u64).unwrap();
+        let (image, mut rooms) = Image::to_fill(2 * PIECE + 5000, grant.spares()).unwrap();
+        image.pay(grant);
+        assert_eq!(spares(&budget), 2);
+        let mut reached = 0;
+        while let Some(mut room) = rooms.next_room(PIECE) {
+            let was = if room.offset() < 2 * PIECE { 7 } else { 0 };
+            assert!(room.room().iter().all(|&byte| byte == was));
+            room.room().fill(3);
+            reached = image.accept(room);
+        }
+        assert_eq!(reached, 2 * PIECE + 5000);
+        assert!(image.bytes().iter().all(|&byte| byte == 3));
+        drop((image, rooms));
+        assert_eq!((spares(&budget), budget.counts().images), (4, 0), "the last page was not a whole one");
+    }
+
+    #[test]
+    fn memory_that_nobody_has_paid_for_is_not_kept() {
+        let budget = budget(20);
+        drop(filled(&budget, 2, 7));
+        let grant = budget.try_take(MemoryUse::Images, 2 * PIECE as u64).unwrap();
+        drop(Image::to_fill(2 * PIECE, grant.spares()).unwrap());
+        drop(grant);
+        assert_eq!((spares(&budget), budget.counts().images), (0, 0));
+    }
+
+    /// Goal: where moves are refused images are made of fresh memory. Method: a process in which the call is forbidden.
+    #[test]
+    fn a_move_that_is_refused_leaves_fresh_memory() {
+        const ROLE: &str = "PELTON_TEST_REFUSED_MOVE";
+        if std::env::var_os(ROLE).is_none() {
+            let module = module_path!().split_once("::").expect("below the crate").1;
+            let name = format!("{module}::a_move_that_is_refused_leaves_fresh_memory");
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args(["--exact", "--nocapture", &name]).env(ROLE, "1");
+            crate::sys::forbid_calls(&mut child, libc::SYS_mremap as u32..=libc::SYS_mremap as u32);
+            let output = child.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !text.contains("panicked"), "{text}");
+            return;
+        }
+        let budget = budget(20);
+        drop(filled(&budget, 3, 7));
+        let mut first = one_more(&budget);
+        let reservation = Reservation::new(4 * PIECE).unwrap();
+        reservation.grow_usable(PIECE, Vec::new()).unwrap();
+        assert!(reservation.grow_usable(2 * PIECE, std::mem::take(&mut first.spares)).is_err());
+        assert_eq!(reservation.owned.load(Ordering::Relaxed), PIECE, "what comes then may be anybody's");
+        assert!(reservation.grow_usable(2 * PIECE, Vec::new()).is_err());
+        drop(reservation);
+
+        assert_eq!(spares(&budget), 2);
+        let image = filled(&budget, 4, 9);
+        assert!(image.bytes().iter().all(|&byte| byte == 9));
+        drop(image);
+        assert_eq!(spares(&budget), 0, "nothing is kept any more");
+
+        let reservation = Reservation::new(PIECE).unwrap();
+        reservation.grow_usable(PIECE, Vec::new()).unwrap();
+        // SAFETY: all of it is usable, and this test's own.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(reservation.start.as_ptr(), PIECE) };
+        bytes.fill(5);
+        assert!(!reservation.close_hole(0), "what is mapped is never mapped over");
+        assert!(bytes.iter().all(|&byte| byte == 5));
     }
 }

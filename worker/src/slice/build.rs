@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use pelton_region_format::{EncodeError, Header, Put, RegionEncoder, RegionSeal, Sealed};
 
 use crate::budget::ledger::{Reservation, Stored};
-use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
+use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused};
 use crate::region::arena::{FrozenBytes, Image, ImageWriter, PieceBuffer};
 use crate::scan::patience::Patience;
 use crate::slice::space::FileSpace;
@@ -90,7 +90,7 @@ struct Begun {
 /// Where pieces come from.
 enum PieceMemory {
     /// They are stretches of an image, which stays.
-    Image { image: Box<ImageWriter>, grant: MemoryGrant },
+    Image { image: Box<ImageWriter> },
     /// They are used again and again.
     Reused { current: Option<PieceBuffer> },
 }
@@ -99,7 +99,7 @@ enum PieceMemory {
 pub(crate) struct BuiltRegion {
     pub(crate) site: Site,
     pub(crate) sealed: Sealed,
-    pub(crate) image: Option<(Image, MemoryGrant)>,
+    pub(crate) image: Option<Image>,
     pub(crate) writes: Writes,
     index: u32,
 }
@@ -180,10 +180,10 @@ impl RegionBuild {
 impl PieceMemory {
     /// As an image if that is wanted and the budget has room now; else through the reserved pieces.
     fn begin(site: &Site, keeps_image: bool) -> Result<PieceMemory, BuildError> {
-        if keeps_image && let Ok(grant) = site.budget.try_take(MemoryUse::Images, site.piece_bytes as u64) {
+        if keeps_image && let Ok(first) = site.budget.try_take_for_image(site.piece_bytes as u64) {
             let image =
-                ImageWriter::new(site.piece_bytes, site.image_bytes_max).map_err(BuildError::Arena)?;
-            return Ok(PieceMemory::Image { image: Box::new(image), grant });
+                ImageWriter::new(site.piece_bytes, site.image_bytes_max, first).map_err(BuildError::Arena)?;
+            return Ok(PieceMemory::Image { image: Box::new(image) });
         }
         let current = PieceBuffer::new(site.piece_bytes).map_err(BuildError::Arena)?;
         Ok(PieceMemory::Reused { current: Some(current) })
@@ -191,7 +191,7 @@ impl PieceMemory {
 
     fn piece(&mut self) -> &mut [u8] {
         match self {
-            PieceMemory::Image { image, .. } => image.piece(),
+            PieceMemory::Image { image } => image.piece(),
             PieceMemory::Reused { current } => current.as_mut().expect("there is always a current piece"),
         }
     }
@@ -199,12 +199,12 @@ impl PieceMemory {
     /// The piece is full: it goes to the disk, and another one comes.
     fn advance(&mut self, site: &Site, writes: &mut Writes) -> Result<(), BuildError> {
         match self {
-            PieceMemory::Image { image, grant } => {
-                let Ok(more) = site.budget.try_take(MemoryUse::Images, site.piece_bytes as u64) else {
+            PieceMemory::Image { image } => {
+                let Ok(more) = site.budget.try_take_for_image(site.piece_bytes as u64) else {
                     return self.give_up_image(site, writes);
                 };
-                grant.join(more);
-                let full = image.next_piece().map_err(BuildError::Arena)?;
+                // The system has no more of it for us: what there is can still be written.
+                let Ok(full) = image.next_piece(more) else { return self.give_up_image(site, writes) };
                 let len = full.len();
                 writes.submit(site, Box::new(full), len, false)?;
                 // What failed meanwhile does not stop an image: it can be scanned, and written elsewhere.
@@ -223,7 +223,7 @@ impl PieceMemory {
     /// The budget does not allow the image to grow: what it has goes to the disk, and its memory back.
     fn give_up_image(&mut self, site: &Site, writes: &mut Writes) -> Result<(), BuildError> {
         let next = PieceMemory::begin(site, false)?;
-        let PieceMemory::Image { image, grant } = std::mem::replace(self, next) else {
+        let PieceMemory::Image { image } = std::mem::replace(self, next) else {
             unreachable!("only an image is given up")
         };
         let (full, image) = image.seal(site.piece_bytes);
@@ -231,22 +231,16 @@ impl PieceMemory {
         writes.submit(site, Box::new(full), len, false)?;
         drop(image);
         writes.drain(&site.patience)?;
-        drop(grant);
         Ok(())
     }
 
     /// The last piece, of which `used` bytes count.
-    fn finish(
-        self,
-        site: &Site,
-        writes: &mut Writes,
-        used: usize,
-    ) -> Result<Option<(Image, MemoryGrant)>, BuildError> {
+    fn finish(self, site: &Site, writes: &mut Writes, used: usize) -> Result<Option<Image>, BuildError> {
         match self {
-            PieceMemory::Image { image, grant } => {
+            PieceMemory::Image { image } => {
                 let (last, image) = image.seal(used);
                 writes.submit(site, Box::new(last), used, true)?;
-                Ok(Some((image, grant)))
+                Ok(Some(image))
             }
             PieceMemory::Reused { current } => {
                 let last = current.expect("there is always a current piece");

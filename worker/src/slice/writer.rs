@@ -627,8 +627,8 @@ fn take_images(
     let mut regions = Vec::new();
     let mut rest = Vec::new();
     for mut region in built {
-        let (image, grant) = region.image.take().expect("all of them have one");
-        regions.push(Arc::new(HotRegion::loaded(region.index(), image, grant, reaper.clone())));
+        let image = region.image.take().expect("all of them have one");
+        regions.push(Arc::new(HotRegion::loaded(region.index(), image, reaper.clone())));
         rest.push(region);
     }
     (Some(Arc::new(HotSlice::new(key.clone(), plan.fingerprint, load_number, regions, None))), rest)

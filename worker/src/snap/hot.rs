@@ -78,7 +78,7 @@ pub(crate) struct HotRegion {
     /// Always there; taken when it is dropped.
     bytes: Option<RegionBytes>,
     watermark: Watermark,
-    /// What it takes of the memory budget. Given back after the bytes are unmapped.
+    /// What a map takes of the memory budget. Given back after the bytes are unmapped. An image has its own.
     grant: Option<MemoryGrant>,
     /// What its file takes of the disk, if it is mapped: also when the file has no name any more.
     space: FileCount,
@@ -91,13 +91,13 @@ pub(crate) struct HotRegion {
 
 impl HotRegion {
     /// A region that is whole: just loaded.
-    pub(crate) fn loaded(index: u32, image: Image, grant: MemoryGrant, reaper: ReaperInbox) -> HotRegion {
+    pub(crate) fn loaded(index: u32, image: Image, reaper: ReaperInbox) -> HotRegion {
         let bytes = RegionBytes::Image(image);
         HotRegion {
             index,
             watermark: Watermark::complete(bytes.len()),
             bytes: Some(bytes),
-            grant: Some(grant),
+            grant: None,
             space: FileCount::default(),
             reaper,
             spindle: Weak::new(),
@@ -116,11 +116,18 @@ impl HotRegion {
         spindle: Weak<Spindle>,
     ) -> HotRegion {
         let len = bytes.len();
+        let grant = match &bytes {
+            RegionBytes::Image(image) => {
+                image.pay(grant);
+                None
+            }
+            RegionBytes::Map(_) => Some(grant),
+        };
         HotRegion {
             index,
             watermark: if is_there { Watermark::complete(len) } else { Watermark::new(len) },
             bytes: Some(bytes),
-            grant: Some(grant),
+            grant,
             space,
             reaper,
             spindle,

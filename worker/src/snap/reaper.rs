@@ -4,6 +4,9 @@
 //! last lease drops ─▶ unmap ─▶ the budget gets its bytes back ─▶ the page cache is told to let go, if evicted so
 //! ```
 //!
+//! The memory of an image may be kept for the next one instead of being unmapped: for ten seconds after the last region
+//! went, or until anything else needs it.
+//!
 //! The order matters: what is still mapped stays in the page cache whatever it is told, and memory is free
 //! only when it is unmapped. The page cache is told by the spindle's own threads, and nobody waits for them: a disk
 //! that hangs must not keep the memory of the others.
@@ -14,9 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 
-use crate::budget::memory::MemoryGrant;
+use crate::budget::memory::{MemoryBudget, MemoryGrant};
 use crate::snap::hot::RegionBytes;
 use crate::snap::manifest::FileCount;
 use crate::spindle::engine::Op;
@@ -30,9 +33,13 @@ const DROP_CACHE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long [`Reaper::settle`] waits. Unmapping 2 GiB of small pages takes a sixth of a second.
 const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long memory is kept for the next image after the last region went.
+const SPARES_IDLE_MAX: Duration = Duration::from_secs(10);
+
 /// What is left of a region that nobody leases any more.
 pub(crate) struct Remains {
     pub(crate) bytes: RegionBytes,
+    /// What a map takes of the budget. An image has its own.
     pub(crate) grant: Option<MemoryGrant>,
     /// What a mapped file takes of the disk, until it is unmapped.
     pub(crate) space: FileCount,
@@ -62,14 +69,16 @@ pub(crate) struct ReaperInbox {
 #[derive(Debug)]
 struct LazyThread {
     orders: Receiver<Order>,
+    /// Where memory of images is kept.
+    budget: MemoryBudget,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Reaper {
     /// No thread is started.
-    pub(crate) fn new() -> Reaper {
+    pub(crate) fn new(budget: MemoryBudget) -> Reaper {
         let (orders, inbox) = unbounded();
-        let thread = Arc::new(LazyThread { orders: inbox, thread: Mutex::new(None) });
+        let thread = Arc::new(LazyThread { orders: inbox, budget, thread: Mutex::new(None) });
         Reaper { inbox: ReaperInbox { orders, thread } }
     }
 
@@ -122,19 +131,20 @@ impl LazyThread {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             // Not `self`: the thread ends when the last sender is gone, and must not hold one.
-            let orders = self.orders.clone();
+            let (orders, budget) = (self.orders.clone(), self.budget.clone());
             *thread = std::thread::Builder::new()
                 .name("pelton-reaper".to_owned())
-                .spawn(move || reap(&orders))
+                .spawn(move || reap(&orders, &budget))
                 .ok();
         }
         thread.is_some()
     }
 }
 
-fn reap(orders: &Receiver<Order>) {
+fn reap(orders: &Receiver<Order>, budget: &MemoryBudget) {
     let (replies, told) = replies();
     let mut tellings = Tellings { replies, next: 0, under_way: BTreeSet::new(), settling: Vec::new() };
+    let mut idle = never();
     loop {
         select! {
             recv(orders) -> order => match order {
@@ -143,6 +153,7 @@ fn reap(orders: &Receiver<Order>) {
                     if let Ok(Some(dropped)) = catch_unwind(AssertUnwindSafe(|| bury(*remains))) {
                         tellings.begin(dropped);
                     }
+                    idle = after(SPARES_IDLE_MAX);
                 }
                 Ok(Order::Settle(done)) => tellings.settle(done),
                 Err(_) => return,
@@ -150,6 +161,11 @@ fn reap(orders: &Receiver<Order>) {
             recv(told) -> completion => if let Ok(Completion { tag, .. }) = completion {
                 tellings.end(tag);
             },
+            recv(idle) -> _ => {
+                // No load has followed that would have taken it.
+                budget.drop_spares();
+                idle = never();
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, Trailer};
 
-use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
+use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
 use crate::config::Verify;
 use crate::events::Event;
 use crate::region::arena::{Image, ImageRoom, ImageRooms};
@@ -138,12 +138,23 @@ pub(crate) struct SpindleWarmth {
 }
 
 impl Warmth {
-    pub(crate) fn new(spindles: usize, residence: Residence, guards_maps: bool, verify: Verify) -> Warmth {
+    pub(crate) fn new(
+        spindles: usize,
+        residence: Residence,
+        guards_maps: bool,
+        verify: Verify,
+        budget: MemoryBudget,
+    ) -> Warmth {
         let spindle = |number| SpindleWarmth {
             warmers: Warmers::new(number),
             residence: Arc::new(SpindleResidence::new(residence)),
         };
-        Warmth { spindles: (0..spindles).map(spindle).collect(), reaper: Reaper::new(), guards_maps, verify }
+        Warmth {
+            spindles: (0..spindles).map(spindle).collect(),
+            reaper: Reaper::new(budget),
+            guards_maps,
+            verify,
+        }
     }
 }
 
@@ -429,7 +440,8 @@ impl Look {
             return Err(self.no_map(io::Error::new(io::ErrorKind::InvalidData, text)));
         }
         let len = usize::try_from(bytes).expect("addresses have 64 bits");
-        let (mut image, mut rooms) = Image::to_fill(len).map_err(|source| self.no_map(source))?;
+        let (mut image, mut rooms) =
+            Image::to_fill(len, self.grant.spares()).map_err(|source| self.no_map(source))?;
         if let Some(first) = rooms.next_room(PAGE_BYTES) {
             image.accept(self.read(&file, first)?);
         }

@@ -49,6 +49,7 @@ fn the_counts_tell_the_uses_apart() {
         images: 20,
         mapped: 50,
         buffers: 30,
+        spares: 0,
         residence_max: 70,
         buffers_max: 30,
         residence_waited_for: 5,
@@ -203,21 +204,64 @@ fn grants_split_and_join() {
     assert_eq!(budget.counts().images, 0);
 }
 
+fn fresh_spares(count: usize) -> Vec<SparePage> {
+    (0..count).map(|_| SparePage::fresh()).collect()
+}
+
+/// Goal: what is kept keeps memory from nobody.
+#[test]
+fn spare_pages_go_when_anything_else_wants_their_place() {
+    let budget = MemoryBudget::new(10 * PAGE, 0);
+    budget.take(Images, 4 * PAGE, None).unwrap().give_back_with(fresh_spares(4));
+    let spares = || budget.counts().spares / PAGE;
+    assert_eq!(spares(), 4);
+    let mapped = budget.try_take(Mapped, 6 * PAGE).unwrap();
+    assert_eq!(spares(), 4, "they lie in what is free");
+    let more = budget.try_take(Mapped, 1).unwrap();
+    assert_eq!(spares(), 3);
+    let image = budget.try_take_for_image(2 * PAGE).unwrap();
+    assert_eq!((image.spares.len(), spares()), (2, 1));
+    let waiting = budget.taking(Mapped, 3 * PAGE).unwrap();
+    assert_eq!(spares(), 0, "who waits is not kept waiting by it");
+    let ImageMemory { grant, spares: pages } = image;
+    grant.give_back_with(pages);
+    assert_eq!((spares(), budget.counts().mapped), (0, 9 * PAGE + 1), "it was given instead of kept");
+    drop((mapped, more, waiting));
+}
+
+#[test]
+fn no_more_is_kept_than_half_of_what_regions_may_use() {
+    let budget = MemoryBudget::new(12 * PAGE, 2 * PAGE);
+    budget.take(Images, 4 * PAGE, None).unwrap().give_back_with(fresh_spares(4));
+    budget.take(Images, 4 * PAGE, None).unwrap().give_back_with(fresh_spares(4));
+    let counts = budget.counts();
+    assert_eq!((counts.spares, counts.images), (5 * PAGE, 0));
+    budget.drop_spares();
+    assert_eq!(budget.counts().spares, 0);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Ask { purpose: MemoryUse, bytes: u64 },
     Try { purpose: MemoryUse, bytes: u64 },
     Drop { pick: usize },
+    Recycle { pick: usize },
     Shrink { pick: usize, bytes: u64 },
+}
+
+/// Mostly whole pages.
+fn bytes() -> impl Strategy<Value = u64> {
+    (0u64..45, 0..2u64).prop_map(|(pages, more)| pages * PAGE + more)
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let purpose = || prop_oneof![Just(Images), Just(Mapped), Just(Buffers)];
     prop_oneof![
-        4 => (purpose(), 0u64..45).prop_map(|(purpose, bytes)| Step::Ask { purpose, bytes }),
-        1 => (purpose(), 0u64..45).prop_map(|(purpose, bytes)| Step::Try { purpose, bytes }),
-        4 => any::<usize>().prop_map(|pick| Step::Drop { pick }),
-        1 => (any::<usize>(), 0u64..45).prop_map(|(pick, bytes)| Step::Shrink { pick, bytes }),
+        4 => (purpose(), bytes()).prop_map(|(purpose, bytes)| Step::Ask { purpose, bytes }),
+        1 => (purpose(), bytes()).prop_map(|(purpose, bytes)| Step::Try { purpose, bytes }),
+        2 => any::<usize>().prop_map(|pick| Step::Drop { pick }),
+        2 => any::<usize>().prop_map(|pick| Step::Recycle { pick }),
+        1 => (any::<usize>(), bytes()).prop_map(|(pick, bytes)| Step::Shrink { pick, bytes }),
     ]
 }
 
@@ -230,8 +274,9 @@ struct Asked {
     grant: Option<MemoryGrant>,
 }
 
-const TOTAL: u64 = 60;
-const BUFFERS: u64 = 20;
+const PAGE: u64 = LARGE_PAGE_BYTES as u64;
+const TOTAL: u64 = 60 * PAGE;
+const BUFFERS: u64 = 20 * PAGE;
 
 fn share_of(purpose: MemoryUse) -> u64 {
     if purpose == Buffers { BUFFERS } else { TOTAL - BUFFERS }
@@ -285,6 +330,13 @@ proptest! {
                     }
                 }
                 Step::Drop { pick } if !asked.is_empty() => drop(asked.remove(pick % asked.len())),
+                Step::Recycle { pick } if !asked.is_empty() => {
+                    let one = asked.remove(pick % asked.len());
+                    if let Some(grant) = one.grant {
+                        let pages = pages_in(grant.bytes()).min(5);
+                        grant.give_back_with((0..pages).map(|_| SparePage::fresh()).collect());
+                    }
+                }
                 Step::Shrink { pick, bytes } if !asked.is_empty() => {
                     let index = pick % asked.len();
                     if let Some(grant) = asked[index].grant.as_mut() && bytes <= grant.bytes() {
@@ -292,7 +344,7 @@ proptest! {
                         asked[index].bytes = bytes;
                     }
                 }
-                Step::Drop { .. } | Step::Shrink { .. } => {}
+                Step::Drop { .. } | Step::Recycle { .. } | Step::Shrink { .. } => {}
             }
             settle(&mut asked);
             for one in &mut asked {
@@ -309,7 +361,14 @@ proptest! {
                 let of = asked.iter().filter(|one| one.purpose == purpose && one.given == given);
                 of.map(|one| one.bytes).sum::<u64>()
             };
-            prop_assert_eq!(budget.counts(), MemoryCounts {
+            let counts = budget.counts();
+            let free = TOTAL - BUFFERS - used(&asked, Images);
+            let waits = asked.iter().any(|one| !one.given && one.purpose != Buffers);
+            // Nobody is refused for what is kept, which the model knows nothing of; and it lies in what is free.
+            let kept_max = if waits { 0 } else { free.min((TOTAL - BUFFERS) / SPARES_SHARE) };
+            prop_assert!(counts.spares <= kept_max);
+            prop_assert_eq!(counts, MemoryCounts {
+                spares: counts.spares,
                 images: sum(Images, true),
                 mapped: sum(Mapped, true),
                 buffers: sum(Buffers, true),
@@ -320,6 +379,7 @@ proptest! {
             });
         }
         drop(asked);
+        budget.drop_spares();
         prop_assert_eq!(
             budget.counts(),
             MemoryCounts { residence_max: TOTAL - BUFFERS, buffers_max: BUFFERS, ..MemoryCounts::default() }

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use tempfile::TempDir;
 
 use super::*;
+use crate::budget::memory::MemoryBudget;
 use crate::region::arena::ImageWriter;
 use crate::spindle::engine::PageBuffer;
 use crate::spindle::file::{FileMode, SpindleFile};
@@ -214,11 +215,13 @@ fn pieces_of_an_image_do_not_wait_for_the_queue() {
     let file = create(&impellers, &folder.path().join("a"));
     hang.hold(&impellers, &replies);
     let piece_bytes = 2 * MIB as usize;
-    let mut image = ImageWriter::new(piece_bytes, 12 * piece_bytes).unwrap();
+    let budget = MemoryBudget::new(24 * MIB, 0);
+    let piece = || budget.try_take_for_image(piece_bytes as u64).unwrap();
+    let mut image = ImageWriter::new(piece_bytes, 12 * piece_bytes, piece()).unwrap();
     // More than the queue takes of bytes that come back.
     for tag in 0..10 {
         image.piece().fill(tag as u8);
-        let bytes = Box::new(image.next_piece().unwrap());
+        let bytes = Box::new(image.next_piece(piece()).unwrap());
         let op = Op::Write { file: file.clone(), offset: tag * 2 * MIB, bytes, len: piece_bytes };
         impellers.submit(Lane(0), op, replies.tag(tag), soon(0)).unwrap();
     }
