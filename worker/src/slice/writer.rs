@@ -419,7 +419,12 @@ impl Load {
             return Err(LoadError::TooMuch { key: key(), bytes, bytes_max });
         }
         let patience = Patience { stop: Some(self.over.clone()), ..Patience::until(self.plan.deadline) };
-        for (turn, lot) in draft.regions.iter().zip(lots).filter(|(_, lot)| !lot.is_empty()) {
+        let mut lots: Vec<(&Turn, Vec<&[u8]>)> =
+            draft.regions.iter().zip(lots).filter(|(_, lot)| !lot.is_empty()).collect();
+        while !lots.is_empty() {
+            // A region at which nobody else works, if there is one: producers need not follow each other.
+            let next = lots.iter().position(|(turn, _)| turn.is_free()).unwrap_or(0);
+            let (turn, lot) = lots.remove(next);
             let mut region = turn.take(self, &patience).map_err(|impatience| match impatience {
                 Impatience::Late => LoadError::Late { key: key() },
                 Impatience::Cancelled => self.is_over(),
@@ -553,6 +558,11 @@ impl Turn {
         let (back, next) = bounded(1);
         back.send(build).expect("a channel of one has room for the first");
         Turn { next, back }
+    }
+
+    /// Whether nobody works at the region. Somebody may the next moment.
+    fn is_free(&self) -> bool {
+        !self.next.is_empty()
     }
 
     /// Waits until nobody else works at the region.
