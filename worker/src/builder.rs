@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::cache::{Cache, CacheCore};
 use crate::config::host::Host;
 use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig, Verify};
+use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::scan::threads::ScanThreads;
 use crate::snap::recovery::recover;
@@ -68,6 +69,14 @@ impl CacheBuilder {
     /// How much memory the cache may use: images, mapped regions, and buffers.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.config.memory = Some(bytes);
+        self
+    }
+
+    /// Whether images, pieces and what streams read into stay in memory whatever else the machine does (mlock): the system
+    /// never takes them to a swap. Mapped regions are the page cache's, and are not locked. Off by default: it needs a
+    /// limit for locked memory (`ulimit -l`) of at least [`Self::memory`].
+    pub fn lock_memory(mut self, lock: bool) -> Self {
+        self.config.lock_memory = lock;
         self
     }
 
@@ -168,6 +177,7 @@ fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> 
         Arc::new(ScanThreads::new(settings.scan_threads, settings.scan_cores.clone())),
         settings.residence,
         settings.sigbus_guard,
+        if settings.lock_memory { Paging::Locked } else { Paging::Free },
         epoch,
         std::mem::take(&mut recovered.slices),
         recovered.next_load,

@@ -14,6 +14,7 @@ use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
 use crate::cache::table::Table;
 use crate::config::Verify;
 use crate::events::{Event, EventHub, Events};
+use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::region::smaps::large_page_bytes;
 use crate::scan::lease::{Held, Lease, LeaseError, LeaseOptions, Reading};
@@ -802,6 +803,7 @@ impl CacheCore {
         scan_threads: Arc<ScanThreads>,
         residence: Residence,
         sigbus_guard: bool,
+        paging: Paging,
         epoch: u64,
         slices: BTreeMap<Key, Manifest>,
         next_load: u64,
@@ -816,7 +818,8 @@ impl CacheCore {
         }
         let pieces = buffers / 2;
         let scratch = (buffers / 8).min(SCRATCH_BYTES_MAX);
-        let budget = MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces);
+        let budget =
+            MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces).with_paging(paging);
         let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
         let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone()));
         let entry = |(key, manifest): (Key, Manifest)| {
@@ -829,7 +832,7 @@ impl CacheCore {
             pieces: MemoryBudget::new(pieces, pieces),
             scratch: Scratch::new(scratch as usize),
             streams: StreamMemory {
-                rings: MemoryBudget::new(streams, streams),
+                rings: MemoryBudget::new(streams, streams).with_paging(paging),
                 ring_bytes: streams / scan_threads.count() as u64,
                 blobs: budget.clone(),
             },

@@ -81,6 +81,8 @@ pub struct Config {
     /// of a machine without one.
     #[cfg_attr(feature = "serde", serde(deserialize_with = "crate::units::as_people_write::deserialize"))]
     pub memory: Option<u64>,
+    /// Whether images and pieces are kept from a swap: see the builder.
+    pub lock_memory: bool,
     /// How much of it parcels and pieces on their way may use. By default an eighth, at most 256 MiB.
     #[cfg_attr(feature = "serde", serde(deserialize_with = "crate::units::as_people_write::deserialize"))]
     pub buffers: Option<u64>,
@@ -155,6 +157,7 @@ impl ConfigError {
 pub(crate) struct Settings {
     pub(crate) spindles: Vec<SpindleConfig>,
     pub(crate) memory: u64,
+    pub(crate) lock_memory: bool,
     /// Where the default for `memory` comes from; `None` if it was set.
     pub(crate) memory_source: Option<MemorySource>,
     pub(crate) buffers: u64,
@@ -194,6 +197,15 @@ impl Config {
         let memory_max = host.memory.map_or(u64::MAX, |memory| memory.bytes).max(MEMORY_MIN);
         let memory = self.memory.unwrap_or(default.max(MEMORY_MIN));
         check_size("memory", memory, MEMORY_MIN..=memory_max)?;
+        if let Some(lockable) = host.lockable_bytes.filter(|lockable| self.lock_memory && *lockable < memory)
+        {
+            let allowed = format!(
+                "false, or a limit for locked memory (ulimit -l) of at least the memory, {}: it is {}",
+                Unrounded(memory),
+                Unrounded(lockable)
+            );
+            return Err(refuse("lock_memory", true, allowed));
+        }
 
         let piece_bytes = self.piece.unwrap_or(PIECE_BYTES_DEFAULT);
         check_size("piece", piece_bytes, PIECE_BYTES_STEP..=PIECE_BYTES_MAX)?;
@@ -231,6 +243,7 @@ impl Config {
         Ok(Settings {
             spindles: self.spindles.clone(),
             memory,
+            lock_memory: self.lock_memory,
             memory_source: match self.memory {
                 Some(_) => None,
                 None => host.memory.map(|memory| memory.source),
@@ -364,6 +377,7 @@ mod tests {
             cores: (0..8).collect(),
             core_count: 8,
             quota_millicores: None,
+            lockable_bytes: Some(8 * MIB),
         }
     }
 
@@ -374,6 +388,7 @@ mod tests {
             cores: (0..64).collect(),
             core_count: 64,
             quota_millicores: Some(2500),
+            lockable_bytes: None,
         }
     }
 
@@ -396,6 +411,20 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_may_not_be_locked_is_refused_with_both_numbers() {
+        let config = Config { lock_memory: true, memory: Some(96 * MIB), ..one_spindle() };
+        assert_eq!(
+            refused(&config),
+            "lock_memory is true, allowed is false, or a limit for locked memory (ulimit -l) of at least the memory, \
+             96 MiB: it is 8 MiB"
+        );
+        assert!(config.settle(&container()).unwrap().lock_memory, "there is no limit there");
+        let enough = Host { lockable_bytes: Some(96 * MIB), ..laptop() };
+        assert!(config.settle(&enough).unwrap().lock_memory);
+        assert!(!one_spindle().settle(&laptop()).unwrap().lock_memory);
+    }
+
+    #[test]
     fn the_defaults_fit_a_container() {
         let settings = one_spindle().settle(&container()).unwrap();
         assert_eq!((settings.memory, settings.buffers), (512 * MIB, 64 * MIB));
@@ -411,7 +440,13 @@ mod tests {
         let host = Host { memory: Some(tiny), quota_millicores: Some(100), ..container() };
         let settings = one_spindle().settle(&host).unwrap();
         assert_eq!((settings.memory, settings.buffers, settings.scan_threads), (64 * MIB, 16 * MIB, 1));
-        let host = Host { memory: None, cores: vec![], core_count: 2000, quota_millicores: None };
+        let host = Host {
+            memory: None,
+            cores: vec![],
+            core_count: 2000,
+            quota_millicores: None,
+            lockable_bytes: None,
+        };
         let settings = one_spindle().settle(&host).unwrap();
         assert_eq!((settings.memory, settings.memory_source), (GIB, None));
         assert_eq!((settings.scan_threads, settings.scan_cores), (1024, vec![]));
@@ -439,6 +474,7 @@ mod tests {
         let expected = Settings {
             spindles: one_spindle().spindles,
             memory: GIB,
+            lock_memory: false,
             memory_source: None,
             buffers: 100 * MIB,
             scan_threads: 16,

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use crate::region::arena::{ImageMemory, LARGE_PAGE_BYTES, SparePage};
+use crate::region::arena::{ImageMemory, LARGE_PAGE_BYTES, Paging, SparePage};
 use crate::scan::patience::Patience;
 use crate::units::Exact;
 
@@ -101,6 +101,7 @@ pub(crate) struct MemoryCounts {
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryBudget {
     shared: Arc<Mutex<Shares>>,
+    paging: Paging,
 }
 
 impl MemoryBudget {
@@ -114,7 +115,17 @@ impl MemoryBudget {
             spares: Vec::new(),
             next_ticket: 0,
         };
-        MemoryBudget { shared: Arc::new(Mutex::new(shares)) }
+        MemoryBudget { shared: Arc::new(Mutex::new(shares)), paging: Paging::default() }
+    }
+
+    /// Says what the memory is to be like that is taken from here on, by this handle and those made of it.
+    pub(crate) fn with_paging(self, paging: Paging) -> MemoryBudget {
+        MemoryBudget { paging, ..self }
+    }
+
+    /// What the memory is to be like.
+    pub(crate) fn paging(&self) -> Paging {
+        self.paging
     }
 
     /// Takes memory, after everyone who asked earlier for the same share. Waits until the deadline, if there
@@ -299,6 +310,11 @@ impl MemoryGrant {
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         assert!(bytes <= self.bytes, "shrinking does not grow");
         drop(self.split(self.bytes - bytes));
+    }
+
+    /// What the memory is to be like.
+    pub(crate) fn paging(&self) -> Paging {
+        self.budget.paging
     }
 
     /// Spare pages for an image that this memory is for, as far as there are any.

@@ -42,6 +42,8 @@ pub(crate) struct Host {
     pub(crate) core_count: usize,
     /// CPU time that a container gives us, in thousandths of a core.
     pub(crate) quota_millicores: Option<u64>,
+    /// How much memory we may lock. `None` without a limit.
+    pub(crate) lockable_bytes: Option<u64>,
 }
 
 impl Host {
@@ -53,7 +55,13 @@ impl Host {
             count => count,
         };
         let root = Path::new("/");
-        Host { memory: memory_limit(root), cores, core_count, quota_millicores: quota_millicores(root) }
+        Host {
+            memory: memory_limit(root),
+            cores,
+            core_count,
+            quota_millicores: quota_millicores(root),
+            lockable_bytes: lockable_bytes(),
+        }
     }
 }
 
@@ -74,6 +82,19 @@ fn memory_pressure(root: &Path) -> Option<u64> {
     let value = line.split(' ').find_map(|word| word.strip_prefix("avg60="))?;
     let (whole, hundredths) = value.split_once('.')?;
     whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths.parse::<u64>().ok()?)
+}
+
+/// How much memory this process may lock: its limit, unless it has the capability to exceed it.
+pub(crate) fn lockable_bytes() -> Option<u64> {
+    /// `CAP_IPC_LOCK` of linux/capability.h.
+    const CAP_IPC_LOCK: u32 = 14;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
+    if effective >> CAP_IPC_LOCK & 1 == 1 {
+        return None;
+    }
+    rustix::process::getrlimit(rustix::process::Resource::Memlock).current
 }
 
 /// A kind of control group with what it needs to be found.

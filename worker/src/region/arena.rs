@@ -44,6 +44,15 @@ static RECYCLED_PAGES: AtomicUsize = AtomicUsize::new(0);
 /// Set when the kernel has refused to move a page, which a sandbox may have it do: then none is kept any more.
 static MOVES_REFUSED: AtomicBool = AtomicBool::new(false);
 
+/// Whether the system may take our memory to a swap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Paging {
+    #[default]
+    Free,
+    /// It stays where it is (mlock).
+    Locked,
+}
+
 /// A stretch of anonymous memory: address space reserved, memory taken from the front.
 ///
 /// Invariants: `start` is a multiple of 2 MiB, `usable <= reserved`, and `[start, start + usable)` can be
@@ -61,6 +70,7 @@ struct Reservation {
     moved: AtomicUsize,
     /// How much of `reserved` is surely ours: all, unless a move has failed in the middle of it.
     owned: AtomicUsize,
+    paging: Paging,
     /// What it takes of the memory budget: given back after the memory, or with the memory.
     grant: Mutex<Option<MemoryGrant>>,
 }
@@ -73,7 +83,7 @@ unsafe impl Sync for Reservation {}
 
 impl Reservation {
     /// Reserves address space; takes no memory.
-    fn new(bytes: usize) -> io::Result<Reservation> {
+    fn new(bytes: usize, paging: Paging) -> io::Result<Reservation> {
         let reserved = bytes.next_multiple_of(LARGE_PAGE_BYTES);
         let mapping_bytes = reserved + LARGE_PAGE_BYTES;
         // SAFETY: a fresh private mapping at an address of the kernel's choice touches nothing that exists.
@@ -102,17 +112,23 @@ impl Reservation {
             usable: AtomicUsize::new(0),
             moved: AtomicUsize::new(0),
             owned: AtomicUsize::new(reserved),
+            paging,
             grant: Mutex::new(None),
         })
     }
 
     /// Reserves address space, the first `usable` bytes of which can be used at once.
-    fn growing(bytes: usize, usable: usize, spares: Vec<SparePage>) -> io::Result<Reservation> {
-        let reservation = Reservation::new(bytes)?;
+    fn growing(
+        bytes: usize,
+        usable: usize,
+        spares: Vec<SparePage>,
+        paging: Paging,
+    ) -> io::Result<Reservation> {
+        let reservation = Reservation::new(bytes, paging)?;
         if reservation.grow_usable(usable, spares).is_ok() {
             return Ok(reservation);
         }
-        let reservation = Reservation::new(bytes)?;
+        let reservation = Reservation::new(bytes, paging)?;
         reservation.grow_usable(usable, Vec::new())?;
         Ok(reservation)
     }
@@ -229,6 +245,12 @@ impl Reservation {
             // use for the memory, and a copy on write would double it.
             libc::madvise(address, to - from, libc::MADV_HUGEPAGE);
             libc::madvise(address, to - from, libc::MADV_DONTFORK);
+            // Locked when it is touched, not now: a piece ahead may never be filled.
+            if self.paging == Paging::Locked
+                && libc::mlock2(address, to - from, libc::MLOCK_ONFAULT as libc::c_uint) != 0
+            {
+                return Err(io::Error::last_os_error());
+            }
         }
         Ok(())
     }
@@ -343,7 +365,7 @@ impl ImageWriter {
     pub(crate) fn new(piece_bytes: usize, bytes_max: usize, first: ImageMemory) -> io::Result<ImageWriter> {
         assert!(piece_bytes > 0 && piece_bytes.is_multiple_of(LARGE_PAGE_BYTES));
         let reserved = bytes_max.max(piece_bytes).next_multiple_of(piece_bytes);
-        let memory = Reservation::growing(reserved, piece_bytes, first.spares)?;
+        let memory = Reservation::growing(reserved, piece_bytes, first.spares, first.grant.paging())?;
         memory.pay(first.grant);
         Ok(ImageWriter { memory: Arc::new(memory), piece_bytes, frozen: 0 })
     }
@@ -422,9 +444,13 @@ impl Image {
     ///
     /// # Errors
     /// If there is no address space left, or no memory to promise.
-    pub(crate) fn to_fill(len: usize, spares: Vec<SparePage>) -> io::Result<(Image, ImageRooms)> {
+    pub(crate) fn to_fill(
+        len: usize,
+        spares: Vec<SparePage>,
+        paging: Paging,
+    ) -> io::Result<(Image, ImageRooms)> {
         let whole_pages = len.next_multiple_of(DISK_PAGE_BYTES);
-        let memory = Arc::new(Reservation::growing(whole_pages, whole_pages, spares)?);
+        let memory = Arc::new(Reservation::growing(whole_pages, whole_pages, spares, paging)?);
         let rooms = ImageRooms { memory: memory.clone(), end: whole_pages, next: 0 };
         Ok((Image { memory, len, frozen: AtomicUsize::new(0), tail: len }, rooms))
     }
@@ -588,8 +614,8 @@ impl PieceBuffer {
     ///
     /// # Errors
     /// If there is no address space left, or no memory to promise.
-    pub(crate) fn new(len: usize) -> io::Result<PieceBuffer> {
-        let memory = Reservation::new(len)?;
+    pub(crate) fn new(len: usize, paging: Paging) -> io::Result<PieceBuffer> {
+        let memory = Reservation::new(len, paging)?;
         memory.make_usable(0, len.next_multiple_of(DISK_PAGE_BYTES))?;
         Ok(PieceBuffer { memory, len, _grant: None })
     }
@@ -713,7 +739,7 @@ mod tests {
 
     #[test]
     fn an_image_is_filled_in_order_and_shows_only_what_has_come() {
-        let (image, mut rooms) = Image::to_fill(PIECE + 5000, Vec::new()).unwrap();
+        let (image, mut rooms) = Image::to_fill(PIECE + 5000, Vec::new(), Paging::Free).unwrap();
         let mut handed: Vec<ImageRoom> = std::iter::from_fn(|| rooms.next_room(PIECE / 2)).collect();
         assert_eq!(handed.iter().map(ImageRoom::len).collect::<Vec<_>>(), [PIECE / 2, PIECE / 2, 8192]);
         // Filled from the back, as disks may.
@@ -729,7 +755,7 @@ mod tests {
 
     #[test]
     fn the_tail_can_come_first() {
-        let (mut image, mut rooms) = Image::to_fill(PIECE + 5000, Vec::new()).unwrap();
+        let (mut image, mut rooms) = Image::to_fill(PIECE + 5000, Vec::new(), Paging::Free).unwrap();
         let mut tail = rooms.tail_room(PIECE + 4500);
         assert_eq!((tail.offset(), tail.len()), (PIECE + 4096, 4096));
         tail.room().fill(9);
@@ -749,7 +775,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "rooms come back in their order")]
     fn a_room_that_skips_another_is_not_taken() {
-        let (image, mut rooms) = Image::to_fill(2 * PIECE, Vec::new()).unwrap();
+        let (image, mut rooms) = Image::to_fill(2 * PIECE, Vec::new(), Paging::Free).unwrap();
         let _first = rooms.next_room(PIECE);
         image.accept(rooms.next_room(PIECE).unwrap());
     }
@@ -807,7 +833,7 @@ mod tests {
         let budget = budget(20);
         drop(filled(&budget, 4, 7));
         let grant = budget.try_take(MemoryUse::Images, (2 * PIECE + 5000) as u64).unwrap();
-        let (image, mut rooms) = Image::to_fill(2 * PIECE + 5000, grant.spares()).unwrap();
+        let (image, mut rooms) = Image::to_fill(2 * PIECE + 5000, grant.spares(), Paging::Free).unwrap();
         image.pay(grant);
         assert_eq!(spares(&budget), 2);
         let mut reached = 0;
@@ -828,7 +854,7 @@ mod tests {
         let budget = budget(20);
         drop(filled(&budget, 2, 7));
         let grant = budget.try_take(MemoryUse::Images, 2 * PIECE as u64).unwrap();
-        drop(Image::to_fill(2 * PIECE, grant.spares()).unwrap());
+        drop(Image::to_fill(2 * PIECE, grant.spares(), Paging::Free).unwrap());
         drop(grant);
         assert_eq!((spares(&budget), budget.counts().images), (0, 0));
     }
@@ -851,7 +877,7 @@ mod tests {
         let budget = budget(20);
         drop(filled(&budget, 3, 7));
         let mut first = one_more(&budget);
-        let reservation = Reservation::new(4 * PIECE).unwrap();
+        let reservation = Reservation::new(4 * PIECE, Paging::Free).unwrap();
         reservation.grow_usable(PIECE, Vec::new()).unwrap();
         assert!(reservation.grow_usable(2 * PIECE, std::mem::take(&mut first.spares)).is_err());
         assert_eq!(reservation.owned.load(Ordering::Relaxed), PIECE, "what comes then may be anybody's");
@@ -864,12 +890,55 @@ mod tests {
         drop(image);
         assert_eq!(spares(&budget), 0, "nothing is kept any more");
 
-        let reservation = Reservation::new(PIECE).unwrap();
+        let reservation = Reservation::new(PIECE, Paging::Free).unwrap();
         reservation.grow_usable(PIECE, Vec::new()).unwrap();
         // SAFETY: all of it is usable, and this test's own.
         let bytes = unsafe { std::slice::from_raw_parts_mut(reservation.start.as_ptr(), PIECE) };
         bytes.fill(5);
         assert!(!reservation.close_hole(0), "what is mapped is never mapped over");
         assert!(bytes.iter().all(|&byte| byte == 5));
+    }
+
+    /// Goal: what is touched of a locked cache's memory stays, and what is moved on stays locked. Method: the kernel's own
+    /// count of what this process has locked, in a process of its own.
+    #[test]
+    fn locked_memory_is_locked_as_it_is_touched_and_when_it_is_used_again() {
+        const ROLE: &str = "PELTON_TEST_LOCKED";
+        if std::env::var_os(ROLE).is_none() {
+            let module = module_path!().split_once("::").expect("below the crate").1;
+            let name =
+                format!("{module}::locked_memory_is_locked_as_it_is_touched_and_when_it_is_used_again");
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            let output = child.args(["--exact", "--nocapture", &name]).env(ROLE, "1").output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            if text.contains("skipped:") {
+                eprintln!("skipped: this process may not lock 8 MiB");
+            }
+            assert!(output.status.success(), "{text}");
+            return;
+        }
+        let locked = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+            line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+        };
+        if crate::config::host::lockable_bytes().is_some_and(|bytes| bytes < 8 << 20) {
+            println!("skipped: this process may not lock 8 MiB");
+            return;
+        }
+        assert_eq!(locked(), 0);
+        let budget = budget(4).with_paging(Paging::Locked);
+        let image = filled(&budget, 2, 7);
+        assert_eq!(locked(), 2 * PIECE);
+        drop(image);
+        assert_eq!((spares(&budget), locked()), (2, 2 * PIECE));
+        let image = filled(&budget, 3, 8);
+        assert_eq!(locked(), 3 * PIECE);
+        drop(image);
+        budget.drop_spares();
+        assert_eq!(locked(), 0);
+        let piece = PieceBuffer::new(PIECE, Paging::Locked).unwrap();
+        assert_eq!(locked(), PIECE);
+        drop(piece);
     }
 }

@@ -19,7 +19,7 @@ use pelton_region_format::{Cells, Frame, Span};
 
 use crate::budget::memory::{MemoryGrant, MemoryUse};
 use crate::config::Verify;
-use crate::region::arena::PieceBuffer;
+use crate::region::arena::{Paging, PieceBuffer};
 use crate::scan::blobs::FoldError;
 use crate::scan::patience::Patience;
 use crate::snap::stream::{StreamMemory, StreamRegion};
@@ -72,10 +72,11 @@ impl Ring {
         for _ in 0..shape.buffers {
             let part = grant.split(shape.buffer_bytes);
             // A buffer may outlive its ring: the disk may still be filling it. So each has its own share.
-            free.push(new_buffer(shape.buffer_bytes as usize)?.counted(part));
+            free.push(new_buffer(shape.buffer_bytes as usize, part.paging())?.counted(part));
         }
         let bytes = shape.buffer_bytes as usize;
-        let side = Side { buffer: Some(new_buffer(bytes)?.counted(grant)), bytes, grant: None };
+        let side =
+            Side { buffer: Some(new_buffer(bytes, grant.paging())?.counted(grant)), bytes, grant: None };
         let (replies, completions) = replies();
         let buffers = shape.buffers as usize;
         Ok(Ring { buffer_bytes: bytes, buffers, free, side, replies, completions, next_tag: 0 })
@@ -394,15 +395,15 @@ impl Side {
         self.bytes = 0;
         self.grant = None;
         let grant = memory.blobs.try_take(MemoryUse::Images, len as u64).map_err(FoldError::Memory)?;
-        self.buffer = Some(new_buffer(len)?);
+        self.buffer = Some(new_buffer(len, grant.paging())?);
         self.grant = Some(grant);
         self.bytes = len;
         Ok(())
     }
 }
 
-fn new_buffer(bytes: usize) -> Result<PieceBuffer, FoldError> {
-    PieceBuffer::new(bytes).map_err(|source| FoldError::System(Arc::new(source)))
+fn new_buffer(bytes: usize, paging: Paging) -> Result<PieceBuffer, FoldError> {
+    PieceBuffer::new(bytes, paging).map_err(|source| FoldError::System(Arc::new(source)))
 }
 
 fn read_failed(error: DiskError) -> FoldError {

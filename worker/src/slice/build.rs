@@ -185,7 +185,7 @@ impl PieceMemory {
                 ImageWriter::new(site.piece_bytes, site.image_bytes_max, first).map_err(BuildError::Arena)?;
             return Ok(PieceMemory::Image { image: Box::new(image) });
         }
-        let current = PieceBuffer::new(site.piece_bytes).map_err(BuildError::Arena)?;
+        let current = PieceBuffer::new(site.piece_bytes, site.budget.paging()).map_err(BuildError::Arena)?;
         Ok(PieceMemory::Reused { current: Some(current) })
     }
 
@@ -365,7 +365,7 @@ impl Writes {
             }
             if self.pieces < PIECES_PER_REGION {
                 self.pieces += 1;
-                return PieceBuffer::new(site.piece_bytes).map_err(BuildError::Arena);
+                return PieceBuffer::new(site.piece_bytes, site.budget.paging()).map_err(BuildError::Arena);
             }
             self.wait_for_one(&site.patience)?;
         }

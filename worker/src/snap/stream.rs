@@ -9,7 +9,7 @@ use pelton_region_format::{Fingerprint, FormatError, Frame, Header, Key, PAGE_BY
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
 use crate::cache::CacheCore;
 use crate::config::Verify;
-use crate::region::arena::PieceBuffer;
+use crate::region::arena::{Paging, PieceBuffer};
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op, Outcome};
@@ -173,7 +173,7 @@ fn read(
     let len = (to - start).next_multiple_of(DIRECT_ALIGNMENT as u64);
     let len = usize::try_from(len).expect("addresses have 64 bits");
     let failed = |source| DiskError::Failed { verb: "read", path: file.path().to_owned(), source };
-    let room = Box::new(PieceBuffer::new(len).map_err(failed)?);
+    let room = Box::new(PieceBuffer::new(len, Paging::Free).map_err(failed)?);
     let op = Op::Read { file: file.clone(), offset: start, room, len };
     match spindle.impellers.run(op, deadline)? {
         Outcome::ReadBack { room, len } => {

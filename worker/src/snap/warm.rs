@@ -440,8 +440,8 @@ impl Look {
             return Err(self.no_map(io::Error::new(io::ErrorKind::InvalidData, text)));
         }
         let len = usize::try_from(bytes).expect("addresses have 64 bits");
-        let (mut image, mut rooms) =
-            Image::to_fill(len, self.grant.spares()).map_err(|source| self.no_map(source))?;
+        let (mut image, mut rooms) = Image::to_fill(len, self.grant.spares(), self.grant.paging())
+            .map_err(|source| self.no_map(source))?;
         if let Some(first) = rooms.next_room(PAGE_BYTES) {
             image.accept(self.read(&file, first)?);
         }
