@@ -283,6 +283,7 @@ mod tests {
 
     fn host() -> Host {
         Host {
+            lockable_bytes: None,
             memory: Some(MemoryLimit { bytes: 16 * GIB, source: MemorySource::Machine }),
             cores: vec![0, 1],
             core_count: 2,
