@@ -201,3 +201,28 @@ fn what_is_pinned_stays_and_what_is_erased_begins_anew() {
     load(&cache, 3);
     assert_eq!(scan(&snap.lease(Want::Latest, None).unwrap(), 3).unwrap(), BLOBS);
 }
+
+/// Goal: a spindle that was away brings back nothing older than what was loaded meanwhile. Method: many loads on one
+/// spindle, one on another, and then both together.
+#[test]
+fn what_was_loaded_while_a_spindle_was_away_is_newer_than_what_that_brings_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |names: &[&str]| {
+        let builder = Cache::builder().memory(256 << 20).scan_threads(2);
+        let with = |builder: CacheBuilder, name: &&str| builder.spindle(folder.path().join(name), None);
+        names.iter().fold(builder, with).open().unwrap()
+    };
+    let away = open(&["away"]);
+    (0..5).for_each(|_| load(&away, 1));
+    away.close(None).unwrap();
+    let here = open(&["here"]);
+    load(&here, 2);
+    here.close(None).unwrap();
+    for _ in 0..2 {
+        let both = open(&["away", "here"]);
+        let lease = both.lease(&key(), Want::Latest, None).unwrap();
+        assert_eq!(scan(&lease, 2).unwrap(), BLOBS);
+        drop(lease);
+        both.close(None).unwrap();
+    }
+}

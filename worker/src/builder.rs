@@ -180,7 +180,9 @@ fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> 
         if settings.lock_memory { Paging::Locked } else { Paging::Free },
         epoch,
         std::mem::take(&mut recovered.slices),
-        recovered.next_load,
+        // Above what this start has seen, and above what earlier ones have given to loads on spindles that are not
+        // here: nobody loads a thousand slices a second for years.
+        recovered.next_load.max(epoch),
         recovered.report,
     )))
 }
