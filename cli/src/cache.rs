@@ -59,6 +59,14 @@ pub(crate) fn open(config: Config) -> Result<Cache, Failure> {
     Ok(cache)
 }
 
+/// Opens a cache that is there: a spindle that is missing is not made, since there would be nothing in it.
+pub(crate) fn open_existing(config: Config) -> Result<Cache, Failure> {
+    match config.spindles.iter().find(|spindle| !spindle.path.exists()) {
+        Some(missing) => Err(Failure::file(&missing.path, "there is no such spindle; load something first")),
+        None => open(config),
+    }
+}
+
 fn read(path: &Path) -> Result<Config, Failure> {
     let text = fs::read_to_string(path).map_err(|error| Failure::io(path, "read", &error))?;
     toml::from_str(&text).map_err(|error| {

@@ -2,7 +2,7 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs`, `ops/` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -12,6 +12,7 @@ mod failure;
 mod file_kind;
 mod input;
 mod load;
+mod ops;
 mod output;
 mod progress;
 mod region;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use failure::Failure;
+use pelton::Operation;
 
 /// Keeps datasets where every core can scan them, and works with their files.
 #[derive(Parser)]
@@ -45,6 +47,18 @@ enum Command {
     Load(load::Load),
     /// Scans slices of the cache where they lie
     Scan(scan::Scan),
+    /// Lists what the cache has
+    Ls(ops::ls::Ls),
+    /// Lets memory go, and what the page cache holds of the files; the files stay
+    Evict(ops::change::Evict),
+    /// Removes slices from memory and disks
+    Flush(ops::change::Remove),
+    /// Removes slices, and forgets all that is known of them
+    Erase(ops::change::Remove),
+    /// Brings slices into memory, the newest generations first, as far as there is room
+    Warm(ops::change::Warm),
+    /// Reads every byte of slices and compares it with its checksum
+    Verify(ops::verify::Verify),
     /// Looks at region files, checks them, converts them and makes them
     #[command(subcommand)]
     Region(region::Command),
@@ -56,6 +70,12 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(),
         Command::Load(load) => load.run(),
         Command::Scan(scan) => scan.run(),
+        Command::Ls(ls) => ls.run(),
+        Command::Evict(evict) => evict.run(),
+        Command::Flush(flush) => flush.run(Operation::Flush),
+        Command::Erase(erase) => erase.run(Operation::Erase),
+        Command::Warm(warm) => warm.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Region(command) => command.run(),
     });
     // Where nobody listens to messages either, nothing is left to do about it.

@@ -45,16 +45,12 @@ pub(crate) struct Scan {
 
 impl Scan {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        // A cache would make them, and then there would be nothing in them.
         let mut config = self.cache.config()?;
         let spindles: Vec<PathBuf> = config.spindles.iter().map(|spindle| spindle.path.clone()).collect();
-        if let Some(missing) = spindles.iter().find(|spindle| !spindle.exists()) {
-            return Err(Failure::file(missing, "there is no such spindle; load something first"));
-        }
         if let Some(count) = self.threads {
             config.scan_threads = Some(count.into());
         }
-        let cache = cache::open(config)?;
+        let cache = cache::open_existing(config)?;
         let found = self.key.choose(cache.search(self.key.view())).map_err(|why| {
             let spindles: Vec<String> = spindles.iter().map(|path| shown(path)).collect();
             Failure::Cache(format!("{} {why} (looked in {})", self.key, spindles.join(", ")))

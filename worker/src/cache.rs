@@ -13,7 +13,10 @@ use crate::builder::CacheBuilder;
 use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
 use crate::cache::table::Table;
 use crate::config::Verify;
-use crate::events::{Event, EventHub, Events};
+use crate::events::{Event, EventHub, Events, reason};
+use crate::ops::operation::{Operation, OperationOptions, OperationResult};
+use crate::ops::run::operate;
+use crate::ops::select::{Selected, Selection, select};
 use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::region::smaps::large_page_bytes;
@@ -179,6 +182,14 @@ pub struct SnapStatus {
     pub blob_bytes: u64,
     /// How many bytes its files take.
     pub file_bytes: u64,
+    /// How many bytes it takes in memory. Of maps, the system decides how much of that is there.
+    pub memory_bytes: u64,
+    /// For how long nobody has asked for it: since the last query, or else since it was loaded, if that is known.
+    pub idle: Option<Duration>,
+    /// If it has failed: in how long it is tried again.
+    pub again_in: Option<Duration>,
+    /// If it could not be brought into memory: why, for people.
+    pub why: Option<String>,
 }
 
 impl Cache {
@@ -204,13 +215,42 @@ impl Cache {
 
     /// All snaps that the pattern matches and that hold something, in the order of their keys.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
-        let entries: Vec<Arc<Entry>> =
-            self.core.lock_entries().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect();
-        entries
+        self.core
+            .entries(pattern)
             .iter()
             .map(|entry| status(entry))
             .filter(|status| !matches!(status.state, SnapState::Cold | SnapState::Gone))
             .collect()
+    }
+
+    /// What a selection finds now, in the order of the keys: its slices, or its generations.
+    pub fn select(&self, selection: &Selection) -> Vec<Selected> {
+        select(&self.core, selection).into_iter().map(|(selected, _)| selected).collect()
+    }
+
+    /// Does something to all slices that a selection finds, a few at once, and says for each what came of it, in the
+    /// order of their keys. A disk that hangs holds up only what lies on it, to the deadline.
+    pub fn operate(
+        &self,
+        selection: &Selection,
+        operation: Operation,
+        options: &OperationOptions,
+    ) -> Vec<OperationResult> {
+        operate(&self.core, selection, operation, options, &Patience::until(options.deadline))
+    }
+
+    /// [`Self::operate`] as a future. Dropping it begins with no further slice.
+    pub fn operate_async(
+        &self,
+        selection: &Selection,
+        operation: Operation,
+        options: &OperationOptions,
+    ) -> Pending<Vec<OperationResult>> {
+        let (core, selection, options) = (self.core.clone(), selection.clone(), options.clone());
+        self.core.waits.start(move |cancel| {
+            let patience = Patience { cancel: Some(cancel), ..Patience::until(options.deadline) };
+            operate(&core, &selection, operation, &options, &patience)
+        })
     }
 
     /// Takes a lease on a slice, and brings it into memory if it must.
@@ -433,6 +473,10 @@ pub struct SpindleStatus {
 }
 
 impl Snap {
+    pub(crate) fn new(core: &Arc<CacheCore>, entry: &Arc<Entry>) -> Snap {
+        Snap { core: core.clone(), entry: entry.clone() }
+    }
+
     /// The slice's key.
     pub fn key(&self) -> &Key {
         &self.entry.key
@@ -653,40 +697,34 @@ impl Snap {
     ///
     /// Without leases the memory is free again when this returns, unless a disk hangs.
     pub fn evict(&self) -> bool {
-        let served = self.entry.desk.served();
-        if !self.ask_evict(served.as_deref()) {
-            return false;
-        }
-        self.entry.facts().verified_load = None;
-        if let Some(hot) = served {
-            hot.drop_cache_too(true);
-            self.let_go(hot);
-        }
-        true
+        is_evicted(self.evict_and_say(false))
     }
 
     /// The same, but what the page cache holds of the files stays there, for the system to take back when it
     /// wants memory. A lease that comes before finds the slice without reading or verifying it again.
     pub fn evict_keeping_cache(&self) -> bool {
-        let served = self.entry.desk.served();
-        let is_evicted = self.ask_evict(served.as_deref());
-        if let Some(hot) = served.filter(|_| is_evicted) {
-            hot.drop_cache_too(false);
-            self.entry.facts().verified_load = hot.is_verified_in_maps().then_some(hot.load_number);
-        }
-        is_evicted // Nobody waits for the unmapping.
+        is_evicted(self.evict_and_say(true))
     }
 
-    fn ask_evict(&self, served: Option<&HotSlice>) -> bool {
-        match self.entry.ask(|waiter| SnapEvent::Evict { waiter }, &Patience::default()) {
-            Reply::Other(Answer::Evicted) => {
-                let (key, bytes) = (|| self.entry.key.clone(), || served.map_or(0, HotSlice::bytes));
-                self.core.events.tell(|| Event::Evicted { key: key(), bytes: bytes() });
-                true
-            }
-            Reply::Other(Answer::Leaving) => true, // Told when it goes.
-            _ => false,
+    /// Evicts, with or without the page cache, and says what came of it.
+    pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
+        let served = self.entry.desk.served();
+        let answer = match self.entry.ask(|waiter| SnapEvent::Evict { waiter }, &Patience::default()) {
+            Reply::Other(answer) => answer,
+            Reply::Lease(..) => unreachable!("an evict is answered with no lease"),
+        };
+        if answer == Answer::Evicted {
+            self.entry.evicted(served.as_deref().map_or(0, HotSlice::bytes)); // What is leaving is told when it goes.
         }
+        if let Some(hot) = served.filter(|_| is_evicted(answer)) {
+            hot.drop_cache_too(!keeps_cache);
+            let stays_verified = keeps_cache && hot.is_verified_in_maps();
+            self.entry.facts().verified_load = stays_verified.then_some(hot.load_number);
+            if !keeps_cache {
+                self.let_go(hot); // Nobody waits for the unmapping otherwise.
+            }
+        }
+        answer
     }
 
     /// Lets memory and files go. Says whether there was something. Nobody gets it from here on; leases keep what
@@ -706,7 +744,7 @@ impl Snap {
         })
     }
 
-    fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
+    pub(crate) fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
         let key = || self.entry.key.clone();
         let served = self.entry.desk.served();
         // Where files go, whoever removes them tells.
@@ -724,7 +762,7 @@ impl Snap {
             _ => Ok(false),
         };
         if has_no_files && matches!(flushed, Ok(true)) {
-            self.core.events.tell(|| Event::Flushed { key: key(), bytes: 0 });
+            self.entry.flushed(0);
         }
         if let Some(hot) = served {
             self.let_go(hot);
@@ -767,12 +805,18 @@ impl Snap {
     }
 }
 
-fn status(entry: &Entry) -> SnapStatus {
+fn is_evicted(answer: Answer) -> bool {
+    matches!(answer, Answer::Evicted | Answer::Leaving)
+}
+
+pub(crate) fn status(entry: &Entry) -> SnapStatus {
     let now = entry.now();
     let leases = entry.held().len();
-    let (state, durable, unsaved, pinned, version) = entry.desk.look(|snap| {
-        (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
+    let (state, durable, unsaved, pinned, version, until) = entry.desk.look(|snap| {
+        let (version, until) = (snap.version(), snap.failed_until(now));
+        (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), version, until)
     });
+    let why = || entry.facts().warm_error.as_ref().map(|error| reason(&**error));
     let manifest = entry.manifest();
     let sum = |of: fn(&RegionRecord) -> u64| {
         manifest.as_ref().map_or(0, |manifest| manifest.regions.iter().map(of).sum())
@@ -788,6 +832,10 @@ fn status(entry: &Entry) -> SnapStatus {
         blob_count: sum(|region| region.blob_count),
         blob_bytes: sum(|region| region.blob_bytes),
         file_bytes: sum(|region| region.file_bytes),
+        memory_bytes: entry.desk.served().map_or(0, |hot| hot.bytes()),
+        idle: entry.idle(),
+        again_in: until.map(|until| until.saturating_sub(now)),
+        why: until.and_then(|_| why()),
     }
 }
 
@@ -943,6 +991,11 @@ impl CacheCore {
     /// Whether [`Cache::close`] was called.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// What there is of the keys that match, in their order.
+    pub(crate) fn entries(&self, pattern: &KeyPattern) -> Vec<Arc<Entry>> {
+        self.lock_entries().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect()
     }
 
     fn lock_entries(&self) -> MutexGuard<'_, Table> {

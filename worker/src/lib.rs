@@ -35,6 +35,12 @@ pub use cache::{Cache, FlushError, LeaseStatus, MemoryReport, Snap, SnapStatus, 
 pub use config::{Config, ConfigError, IoEngine, SpindleConfig, Verify};
 pub use doctor::{Diagnosis, Finding, SpindleDiagnosis, Verdict, doctor};
 pub use events::{Event, Events, NoEvent};
+pub use ops::filter::{FilterError, FilterProblem, Filters};
+pub use ops::operation::{
+    DamagedFile, OnProgress, Operation, OperationError, OperationOptions, OperationOutcome, OperationRefusal,
+    OperationResult,
+};
+pub use ops::select::{By, Selected, Selection};
 pub use region::residence::Residence;
 pub use scan::blobs::{Blobs, FoldError};
 pub use scan::cancel::CancelToken;
@@ -47,6 +53,7 @@ pub use slice::parcel::{Codec, Parcel, ParcelBuilder, ParcelError};
 pub use slice::plan::{Durability, LoadPlan, WritePath};
 pub use slice::writer::{LoadError, SealedSlice, SliceWriter};
 pub use snap::commit::CommitError;
+pub use snap::metrics::{GenerationState, Summary};
 pub use snap::recovery::RecoveryReport;
 pub use snap::state::SnapState;
 pub use snap::warm::WarmError;

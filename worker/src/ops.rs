@@ -1,5 +1,13 @@
 //! What people do to many snaps at once, by pattern and filters.
+//!
+//! ```text
+//! pattern, filters ─▶ select ─▶ for each snap: what would come of it ─▶ run, a few at once ─▶ what came of it
+//! ```
 
-#[expect(unreachable_pub, reason = "becomes public with the operations")]
-#[cfg_attr(not(test), expect(dead_code, reason = "operations are not wired to the cache yet"))]
 pub(crate) mod filter;
+mod lanes;
+pub(crate) mod operation;
+mod pace;
+pub(crate) mod run;
+pub(crate) mod select;
+mod verify;

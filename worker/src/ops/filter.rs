@@ -73,8 +73,8 @@ impl fmt::Display for Filters {
 pub struct Facts<'a> {
     /// Its metrics.
     pub summary: &'a Summary,
-    /// Milliseconds since the last query.
-    pub idle_ms: u64,
+    /// Milliseconds since the last query, or since it was loaded. Nothing if nobody knows.
+    pub idle_ms: Option<u64>,
     /// What decided its blobs, if something is there.
     pub fingerprint: Option<Fingerprint>,
     /// Bytes in memory.
@@ -176,7 +176,9 @@ static FIELDS: [Field; 30] = [
         Some(Ratio(facts.summary.flushes))
     }),
     field("state", Kind::State, "what it is now", |facts| Some(State(facts.summary.state))),
-    field("idle", Kind::Span, "how long ago the last query was", |facts| Some(Span(facts.idle_ms))),
+    field("idle", Kind::Span, "how long ago the last query was, or else the load", |facts| {
+        facts.idle_ms.map(Span)
+    }),
     field("fingerprint", Kind::Fingerprint, "what decided its blobs", |facts| {
         facts.fingerprint.map(Value::Fingerprint)
     }),

@@ -1,7 +1,7 @@
 //! The four loader calls: open_for_writes, queue_parcel, wait_for_writes, close_for_writes.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::slice::parcel::{Parcel, ParcelError};
 use crate::slice::plan::{Durability, LoadPlan, REGIONS_MAX, WritePath};
 use crate::snap::commit::{Commit, CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice};
+use crate::snap::metrics::{BlobSizes, LoadFacts};
 use crate::snap::reaper::ReaperInbox;
 use crate::snap::state::{Decider, SnapEvent, Version};
 use crate::spindle::engine::DiskError;
@@ -195,7 +196,8 @@ struct Draft {
     regions: Vec<Turn>,
     /// Those that the regions lie on, each once.
     spindles: Vec<Arc<Spindle>>,
-    blob_bytes: AtomicU64,
+    /// What was dealt, those of a parcel together.
+    sizes: Mutex<BlobSizes>,
     /// Whether what is written is somebody else's now: the sealed slice's.
     handed_on: bool,
 }
@@ -274,7 +276,7 @@ impl SliceWriter {
             dealer: Mutex::new(Dealer::new(plan.deal, regions.len())),
             regions,
             spindles,
-            blob_bytes: AtomicU64::new(0),
+            sizes: Mutex::default(),
             handed_on: false,
         };
         let (line, calls) = bounded(0);
@@ -403,16 +405,20 @@ impl Load {
     fn deal<'b>(&self, draft: &Draft, blobs: impl Iterator<Item = &'b [u8]>) -> Result<(), LoadError> {
         let key = || self.entry.key.clone();
         let mut lots: Vec<Vec<&[u8]>> = vec![Vec::new(); draft.regions.len()];
-        let mut bytes = 0;
+        let mut sizes = BlobSizes::default();
         {
             // Blobs are dealt in the order of parcels; copying them needs no order.
             let mut dealer = lock(&draft.dealer);
             for blob in blobs {
-                bytes += blob.len() as u64;
+                sizes.add(blob.len() as u64);
                 lots[dealer.deal(blob.len())].push(blob);
             }
         }
-        let bytes = draft.blob_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let bytes = {
+            let mut all = lock(&draft.sizes);
+            *all = all.merge(sizes);
+            all.bytes()
+        };
         if let Some(bytes_max) = self.plan.max_bytes
             && bytes > bytes_max
         {
@@ -477,6 +483,7 @@ impl Load {
             built.extend(region.inspect_err(|error| self.fail(error))?);
         }
         let region_count = draft.regions.len() as u32;
+        let facts = LoadFacts::of(*lock(&draft.sizes), built.len() as u64);
         let folders = draft.hand_on();
         self.told.store(true, Ordering::Relaxed);
         let reaper = self.core.warmth.reaper.inbox();
@@ -489,6 +496,8 @@ impl Load {
             folders,
             hot,
             built,
+            facts,
+            begun: self.begun,
             closed: false,
         };
         self.core.events.tell(|| Event::LoadSealed {
@@ -655,6 +664,8 @@ pub struct SealedSlice {
     region_count: u32,
     hot: Option<Arc<HotSlice>>,
     built: Vec<BuiltRegion>,
+    facts: LoadFacts,
+    begun: Instant,
     closed: bool,
 }
 
@@ -711,6 +722,7 @@ impl SealedSlice {
             folders: self.folders.clone(),
             built,
             hot,
+            metrics: self.entry.loaded(self.facts, self.begun.elapsed()),
         };
         let known = self.entry.desk.look(Decider::version).map(|version| version.fingerprint);
         // Told before what comes of it.

@@ -16,6 +16,7 @@ use crate::scan::patience::Patience;
 use crate::slice::build::{BuildError, BuiltRegion, Site, WriteError, Writes};
 use crate::snap::hot::{HotSlice, RegionBytes};
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
+use crate::snap::metrics::SliceMetrics;
 use crate::spindle::engine::{DiskError, EntryKind, Op};
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::Lane;
@@ -164,6 +165,7 @@ pub(crate) struct Commit {
     pub(crate) folders: LoadFolders,
     pub(crate) built: Vec<BuiltRegion>,
     pub(crate) hot: Option<Arc<HotSlice>>,
+    pub(crate) metrics: SliceMetrics,
 }
 
 impl Commit {
@@ -227,6 +229,7 @@ impl Commit {
             region_count: self.region_count,
             regions,
             spindles,
+            metrics: self.metrics,
         };
         self.sync_folders(all)
             .and_then(|()| write_manifest(&home, &manifest))

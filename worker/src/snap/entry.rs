@@ -4,9 +4,10 @@
 //! that wait for their commit. Each is put here before the event that brings it, and taken by the command that ends it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pelton_region_format::{Fingerprint, Key};
 
@@ -20,6 +21,7 @@ use crate::snap::commit::Commit;
 use crate::snap::desk::{Desk, Reply};
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
+use crate::snap::metrics::{LoadFacts, SliceMetrics};
 use crate::snap::runner::Runner;
 use crate::snap::state::{Command, Decider, Form, Limits, SnapEvent, Version, WaiterId};
 use crate::snap::warm::WarmError;
@@ -32,6 +34,9 @@ pub(crate) struct Entry {
     runner: Arc<Runner>,
     facts: Mutex<Facts>,
     holders: Mutex<Holders>,
+    /// The last query, in milliseconds since the cache was opened, and one more; 0 if there was none. Written by
+    /// whoever leases, read by whoever looks, and publishes nothing else.
+    last_query: AtomicU64,
 }
 
 /// What the decider's names stand for, and why things failed.
@@ -48,6 +53,8 @@ pub(crate) struct Facts {
     /// The load whose files were verified when they were evicted, and stayed in the page cache: what is still
     /// there need not be verified again. Nobody but us reads the files, so what was dropped meanwhile is missing.
     pub(crate) verified_load: Option<u64>,
+    /// What happened to the slice.
+    pub(crate) metrics: SliceMetrics,
 }
 
 /// A sealed load on its way to the disk.
@@ -121,11 +128,19 @@ impl Entry {
                 let slice =
                     || HotSlice::new(key.clone(), version.fingerprint, version.load, Vec::new(), None);
                 let memory = is_empty.then(|| (version, Arc::new(slice())));
+                facts.metrics = manifest.metrics;
                 facts.manifests.insert(version.load, Arc::new(manifest));
                 Desk::new(Decider::found(Limits::default(), version, is_empty), memory)
             }
         };
-        Entry { key, desk, runner, facts: Mutex::new(facts), holders: Mutex::default() }
+        Entry {
+            key,
+            desk,
+            runner,
+            facts: Mutex::new(facts),
+            holders: Mutex::default(),
+            last_query: AtomicU64::new(0),
+        }
     }
 
     /// What the decider does not know, for a look or a short change.
@@ -227,6 +242,43 @@ impl Entry {
         told
     }
 
+    /// A load has all its blobs. Says what is known of the slice from here on.
+    pub(crate) fn loaded(&self, load: LoadFacts, took: Duration) -> SliceMetrics {
+        let mut facts = self.facts();
+        facts.metrics.cold_loaded(load, now_ms(), took.as_millis() as u64);
+        facts.metrics
+    }
+
+    /// The files are on their way into memory, and can be leased.
+    pub(crate) fn warmed(&self, bytes: u64, took: Duration) {
+        self.facts().metrics.warm_loaded(now_ms(), took.as_millis() as u64);
+        self.events().tell(|| Event::Warmed { key: self.key.clone(), bytes, took });
+    }
+
+    /// The slice has left memory.
+    pub(crate) fn evicted(&self, bytes: u64) {
+        self.facts().metrics.evicted();
+        self.events().tell(|| Event::Evicted { key: self.key.clone(), bytes });
+    }
+
+    /// The slice has left the disks.
+    pub(crate) fn flushed(&self, bytes: u64) {
+        self.facts().metrics.flushed();
+        self.events().tell(|| Event::Flushed { key: self.key.clone(), bytes });
+    }
+
+    /// For how long nobody has asked for it: since the last query, or else since it was loaded. Unknown of what an
+    /// earlier process has loaded without saying when.
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        let since_query = match self.last_query.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(self.now().saturating_sub(Duration::from_millis(at - 1))),
+        };
+        let loaded_at_ms = self.facts().metrics.loaded_at_ms();
+        let since_load = loaded_at_ms.map(|at_ms| Duration::from_millis(now_ms().saturating_sub(at_ms)));
+        since_query.into_iter().chain(since_load).min()
+    }
+
     /// What the manifest names now, unless it is about to go.
     pub(crate) fn manifest(&self) -> Option<Arc<Manifest>> {
         let version = self.desk.look(Decider::on_disk)?;
@@ -249,16 +301,26 @@ impl Entry {
         let mut holders = self.holders();
         let number = holders.next;
         holders.next += 1;
-        holders.held.insert(number, (fingerprint, Instant::now()));
+        let now = Instant::now();
+        holders.held.insert(number, (fingerprint, now));
+        drop(holders);
+        let now_ms = now.saturating_duration_since(self.runner.opened).as_millis() as u64;
+        self.last_query.store(now_ms + 1, Ordering::Relaxed);
         number
     }
 
     /// A lease is given back.
     pub(crate) fn release(&self, number: u64, version: Option<Version>) {
         self.holders().held.remove(&number);
-        let evicted = version.and_then(|version| self.desk.release(self.now(), version));
-        if let Some(slice) = evicted {
-            self.events().tell(|| Event::Evicted { key: self.key.clone(), bytes: slice.bytes() });
+        if let Some(version) = version {
+            self.give_back(version);
+        }
+    }
+
+    /// A lease is given back that the cache took for itself: no query, and not one of [`held`](Entry::held).
+    pub(crate) fn give_back(&self, version: Version) {
+        if let Some(slice) = self.desk.release(self.now(), version) {
+            self.evicted(slice.bytes());
         }
     }
 
@@ -284,6 +346,11 @@ impl Entry {
     fn beginning(self: &Arc<Self>) -> impl FnMut(Command) + '_ {
         |command| self.runner.begin(self, command)
     }
+}
+
+/// The time of day, in milliseconds since 1970.
+fn now_ms() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
 }
 
 impl std::fmt::Debug for Entry {

@@ -9,6 +9,7 @@ use pelton_region_format::{ContentId, Fingerprint, Key, crc32c};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::ledger::Stored;
+use crate::snap::metrics::{BlobSizes, LoadFacts, SliceMetrics};
 use crate::snap::state::Version;
 use crate::spindle::identity::SpindleUuid;
 
@@ -31,6 +32,8 @@ pub(crate) struct Manifest {
     pub(crate) regions: Vec<RegionRecord>,
     /// All spindles that hold a region, the home spindle first.
     pub(crate) spindles: Vec<SpindleUuid>,
+    /// What was known of the slice when it was committed. Advice: nothing is decided by it alone.
+    pub(crate) metrics: SliceMetrics,
 }
 
 /// One region file of a committed slice.
@@ -70,7 +73,7 @@ impl RegionRecord {
     }
 }
 
-/// The record as it is encoded: plain types only.
+/// The record as it is encoded: plain types only. Behind it stand the metrics, as bytes; the first manifests have none.
 #[derive(Serialize, Deserialize)]
 struct Record {
     key: String,
@@ -107,7 +110,9 @@ impl Manifest {
             regions: self.regions.clone(),
             spindles: self.spindles.iter().map(|uuid| uuid.bytes()).collect(),
         };
-        let body = postcard::to_stdvec(&record).expect("plain values in memory always encode");
+        let encodes = "plain values in memory always encode";
+        let mut body = postcard::to_stdvec(&record).expect(encodes);
+        body.extend(postcard::to_stdvec(&self.metrics.encode()).expect(encodes));
         let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -140,8 +145,11 @@ impl Manifest {
         if word(12) as usize != body.len() || body.len() > MANIFEST_BYTES_MAX {
             return Err(damaged("its length is not the one it tells"));
         }
-        let record: Record = postcard::from_bytes(body).map_err(|error| damaged(&error.to_string()))?;
+        let (record, rest): (Record, &[u8]) =
+            postcard::take_from_bytes(body).map_err(|error| damaged(&error.to_string()))?;
+        let metrics = read_metrics(rest).map_err(|error| damaged(&error.to_string()))?;
         let manifest = Manifest {
+            metrics: metrics.unwrap_or_else(|| metrics_of(&record.regions)),
             key: record.key.parse().map_err(|error| damaged(&format!("{error}")))?,
             fingerprint: Fingerprint::from_bytes(record.fingerprint),
             load_number: record.load_number,
@@ -170,6 +178,23 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The metrics behind a record: none if there are none, or if they are of a newer format. What follows them is for newer
+/// versions.
+fn read_metrics(rest: &[u8]) -> Result<Option<SliceMetrics>, postcard::Error> {
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let (bytes, _): (Vec<u8>, &[u8]) = postcard::take_from_bytes(rest)?;
+    Ok(SliceMetrics::decode(&bytes).ok())
+}
+
+/// What the regions tell of a slice of which nothing else is known.
+fn metrics_of(regions: &[RegionRecord]) -> SliceMetrics {
+    let sizes = |region: &RegionRecord| BlobSizes::alike(region.blob_count, region.blob_bytes);
+    let blobs = regions.iter().map(sizes).fold(BlobSizes::default(), BlobSizes::merge);
+    SliceMetrics::of_unknown_load(LoadFacts::of(blobs, regions.len() as u64))
 }
 
 fn envelope_crc(bytes: &[u8]) -> u32 {
@@ -215,7 +240,46 @@ mod tests {
             region_count: 4,
             regions: vec![region(0), region(1), region(3)],
             spindles: vec![SpindleUuid::new([1; 16]), SpindleUuid::new([2; 16])],
+            metrics: {
+                let mut sizes = BlobSizes::default();
+                (0..9).for_each(|blob| sizes.add(30 + blob));
+                let mut metrics = SliceMetrics::default();
+                metrics.cold_loaded(LoadFacts::of(sizes, 3), 1_719_878_400_000, 250);
+                metrics.evicted();
+                metrics
+            },
         }
+    }
+
+    /// These bytes are on disks we cannot reach: the first manifests, which had no metrics, and those that have some.
+    #[test]
+    fn manifest_v1_bytes() {
+        let golden = include_bytes!("golden/manifest_v1_metrics.bin");
+        assert_eq!(sample().encode(), golden);
+        assert_eq!(Manifest::decode(golden), Ok(sample()));
+        let first = Manifest::decode(include_bytes!("golden/manifest_v1.bin")).unwrap();
+        let sizes = [BlobSizes::alike(3, 100); 3].into_iter().fold(BlobSizes::default(), BlobSizes::merge);
+        let metrics = SliceMetrics::of_unknown_load(LoadFacts::of(sizes, 3));
+        assert_eq!(first, Manifest { metrics, ..sample() });
+    }
+
+    /// A version that comes may write more, or metrics of another format: the slice is the same.
+    #[test]
+    fn what_stands_behind_the_record_is_read_as_far_as_it_is_known() {
+        let first = include_bytes!("golden/manifest_v1.bin");
+        let with = |rest: &[u8]| {
+            let mut bytes = [&first[..], rest].concat();
+            let len = (bytes.len() - HEAD_BYTES) as u32;
+            bytes[12..16].copy_from_slice(&len.to_le_bytes());
+            let crc = envelope_crc(&bytes);
+            bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+            Manifest::decode(&bytes)
+        };
+        let known = postcard::to_stdvec(&sample().metrics.encode()).unwrap();
+        assert_eq!(with(&[&known[..], b"more"].concat()), Ok(sample()));
+        let newer = postcard::to_stdvec(&vec![99u8, 1, 2, 3]).unwrap();
+        assert_eq!(with(&newer), Manifest::decode(first));
+        assert!(with(&known[..known.len() - 1]).is_err(), "cut");
     }
 
     #[test]

@@ -65,6 +65,17 @@ pub struct BlobSizes {
 }
 
 impl BlobSizes {
+    /// So many blobs of so many bytes together, as if all were alike.
+    pub fn alike(count: u64, bytes: u64) -> BlobSizes {
+        let squares = (u128::from(bytes) * u128::from(bytes)).checked_div(u128::from(count)).unwrap_or(0);
+        BlobSizes { count, bytes, squares }
+    }
+
+    /// How many bytes they have.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// One blob more.
     pub fn add(&mut self, bytes: u64) {
         let one = BlobSizes { count: 1, bytes, squares: u128::from(bytes) * u128::from(bytes) };
@@ -107,6 +118,11 @@ struct Moment {
 }
 
 impl SliceMetrics {
+    /// Those of a slice that is there, and of whose load nobody knows when it was.
+    pub fn of_unknown_load(facts: LoadFacts) -> SliceMetrics {
+        SliceMetrics { load: facts, ..SliceMetrics::default() }
+    }
+
     /// A load from the source has ended. What was known of an earlier one is forgotten, also if this one brought
     /// nothing. Counts of what happened to the slice go on.
     pub fn cold_loaded(&mut self, facts: LoadFacts, at_ms: u64, took_ms: u64) {
@@ -128,6 +144,11 @@ impl SliceMetrics {
     /// Its files were removed.
     pub fn flushed(&mut self) {
         self.flush_count = self.flush_count.saturating_add(1);
+    }
+
+    /// When the last load from the source ended, in milliseconds since 1970.
+    pub fn loaded_at_ms(&self) -> Option<u64> {
+        self.cold.map(|moment| moment.at_ms)
     }
 
     /// How many bytes of blobs the last load brought: what the next one is likely to bring.

@@ -33,7 +33,7 @@ pub(crate) struct Runner {
     budget: MemoryBudget,
     lanes: AtomicU64,
     /// What the deciders' times count from.
-    opened: Instant,
+    pub(crate) opened: Instant,
 }
 
 impl Runner {
@@ -219,8 +219,7 @@ fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>]) -> SnapEve
     match unlinked.and_then(|()| remove_regions(spindles, &manifest, None)) {
         Ok(()) => {
             if newer.is_none() {
-                let bytes = manifest.file_bytes();
-                entry.events().tell(|| Event::Flushed { key: entry.key.clone(), bytes });
+                entry.flushed(manifest.file_bytes());
             }
             SnapEvent::Removed { version }
         }

@@ -69,7 +69,8 @@ pub(crate) fn open_stream(
 }
 
 impl StreamRegion {
-    fn open(
+    /// Opens a region's file, and reads and checks all of it but its body.
+    pub(crate) fn open(
         core: &CacheCore,
         manifest: &Manifest,
         record: &RegionRecord,
@@ -86,7 +87,7 @@ impl StreamRegion {
             .ok_or(WarmError::NoSpindle { index })?;
         let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode: FileMode::Direct };
         let file = spindle.impellers.run(open, deadline).map_err(disk)?.into_file();
-        let read = |from: u64, to: u64| read(spindle, &file, from, to, deadline).map_err(disk);
+        let read = |from: u64, to: u64| read(spindle, &file, Lane::HOUSE, from, to, deadline).map_err(disk);
         let cut = |place, offset, found: &[u8], expected| {
             let found = found.len() as u64;
             damaged(FormatError::Truncated { place, offset, found, expected })
@@ -128,6 +129,11 @@ impl StreamRegion {
         self.file.as_ref().expect("it goes when the region is dropped")
     }
 
+    /// Reads a stretch, less only where the file ends.
+    pub(crate) fn read(&self, from: u64, to: u64, deadline: Option<Instant>) -> Result<Vec<u8>, DiskError> {
+        read(&self.spindle, self.file(), self.lane, from, to, deadline)
+    }
+
     /// How long the file is.
     pub(crate) fn file_bytes(&self) -> u64 {
         self.trailer.file_bytes
@@ -160,10 +166,11 @@ impl fmt::Debug for StreamRegion {
     }
 }
 
-/// Reads a small stretch of a file, less only where the file ends.
+/// Reads a stretch of a file, less only where the file ends.
 fn read(
     spindle: &Spindle,
     file: &Arc<SpindleFile>,
+    lane: Lane,
     from: u64,
     to: u64,
     deadline: Option<Instant>,
@@ -175,7 +182,7 @@ fn read(
     let failed = |source| DiskError::Failed { verb: "read", path: file.path().to_owned(), source };
     let room = Box::new(PieceBuffer::new(len, Paging::Free).map_err(failed)?);
     let op = Op::Read { file: file.clone(), offset: start, room, len };
-    match spindle.impellers.run(op, deadline)? {
+    match spindle.impellers.run_in(lane, op, deadline)? {
         Outcome::ReadBack { room, len } => {
             let buffer = room.into_any().downcast::<PieceBuffer>().expect("the room that was sent");
             let end = len.min((to - start) as usize);

@@ -21,7 +21,6 @@ use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, T
 
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
 use crate::config::Verify;
-use crate::events::Event;
 use crate::region::arena::{Image, ImageRoom, ImageRooms};
 use crate::region::map::{LARGE_PAGE_BYTES, RegionMap, SealedFile};
 use crate::region::residence::{Residence, SpindleResidence};
@@ -296,10 +295,7 @@ impl Attempt {
         let hauled = Some(self.hauled.clone());
         let Manifest { key, .. } = &*self.manifest;
         let slice = HotSlice::new(key.clone(), version.fingerprint, version.load, regions.clone(), hauled);
-        self.entry.events().tell(|| {
-            let (bytes, took) = (self.manifest.file_bytes(), self.begun.elapsed());
-            Event::Warmed { key: key.clone(), bytes, took }
-        });
+        self.entry.warmed(self.manifest.file_bytes(), self.begun.elapsed());
         self.entry.report_memory(SnapEvent::Warmed { version }, Arc::new(slice));
         // A haul that failed before did not find the slice served: it tells its region first, so it is seen here.
         if let Some(error) = regions.iter().find_map(|region| region.watermark().failure())

@@ -41,7 +41,7 @@ fn summary() -> Summary {
 fn facts(summary: &Summary) -> Facts<'_> {
     Facts {
         summary,
-        idle_ms: 600_000,
+        idle_ms: Some(600_000),
         fingerprint: Some(Fingerprint::from_bytes([0xab; 32])),
         memory_bytes: GIB,
         disk_bytes: 2 * GIB + 4096,

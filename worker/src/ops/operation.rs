@@ -1,0 +1,243 @@
+//! What can be done to snaps, what would come of it, and what came of it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pelton_region_format::Key;
+
+use crate::budget::memory::MemoryRefused;
+use crate::cache::SnapStatus;
+use crate::snap::state::SnapState;
+use crate::snap::warm::WarmError;
+use crate::spindle::engine::DiskError;
+use crate::units::{Exact, count};
+
+/// Something to be done to snaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Their memory goes, their files stay. What the page cache holds of the files goes too, also where nothing is
+    /// in memory, unless it is to be kept.
+    Evict {
+        /// Whether the page cache is left alone.
+        keep_cache: bool,
+    },
+    /// Memory and files go. Leases keep what they hold.
+    Flush,
+    /// Memory and files go, and all that is known of them. What is leased stays.
+    Erase,
+    /// They are not evicted, flushed or erased, until they are unpinned.
+    Pin,
+    /// They may be again.
+    Unpin,
+    /// Their files come into memory, the newest generations first, as far as there is room: nothing goes for them.
+    Warm,
+    /// Every byte of their files is read and compared. What is damaged is told, and stays.
+    Verify,
+}
+
+/// How an operation is done. The default: really, all that was selected, without a limit of time or rate.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct OperationOptions {
+    /// Only say what would come of it.
+    pub dry_run: bool,
+    /// Until when. What is under way then may still take effect.
+    pub deadline: Option<Instant>,
+    /// How many bytes a second are read at most, by [`Operation::Verify`] and [`Operation::Warm`]. Warming keeps it
+    /// from slice to slice: one slice comes as fast as it can.
+    pub rate: Option<u64>,
+    /// Told how many bytes were read since it was last told.
+    pub on_progress: Option<OnProgress>,
+}
+
+/// Listens to how far an operation is. Called on the operation's threads; what it does holds them up.
+#[derive(Clone)]
+pub struct OnProgress(Arc<dyn Fn(u64) + Send + Sync>);
+
+impl OnProgress {
+    /// Calls this with the bytes that were read since the last call.
+    pub fn new(listen: impl Fn(u64) + Send + Sync + 'static) -> OnProgress {
+        OnProgress(Arc::new(listen))
+    }
+
+    pub(crate) fn tell(&self, bytes: u64) {
+        (self.0)(bytes);
+    }
+}
+
+impl fmt::Debug for OnProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnProgress").finish_non_exhaustive()
+    }
+}
+
+/// What came of an operation on one snap.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OperationResult {
+    /// Its slice.
+    pub key: Key,
+    /// What came of it.
+    pub outcome: OperationOutcome,
+    /// How many bytes that is about: of memory, or of files where memory does not change.
+    pub bytes: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What came of an operation, or would come of it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum OperationOutcome {
+    /// It is done.
+    Done,
+    /// Of an evict: somebody holds a lease. The memory goes with the last one, unless somebody takes a new one before.
+    Leaving,
+    /// It was so already, or there is nothing that it could be done to.
+    Nothing,
+    /// It may not be done now. Nothing has changed.
+    Refused(OperationRefusal),
+    /// It was begun and did not work.
+    Failed(OperationError),
+}
+
+/// Why an operation may not be done to a snap.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationRefusal {
+    /// Unpin it first.
+    #[error("it is pinned")]
+    Pinned,
+    /// Wait until it is on the disk.
+    #[error("it is in memory only")]
+    NotDurable,
+    /// Wait until the leases are dropped.
+    #[error("it is leased")]
+    Leased,
+    /// A load, or whatever else is under way, has to end first. Its files may be gone already.
+    #[error("it is in use")]
+    Busy,
+    /// Evict something, or configure more memory.
+    #[error("no room: it takes {}, and {} are free", Exact(*wanted), Exact(*free))]
+    NoRoom {
+        /// How much it takes.
+        wanted: u64,
+        /// How much is free, when those before it are there.
+        free: u64,
+    },
+    /// It has failed, and is not tried again yet.
+    #[error("it has failed, and is tried again in {again_in:.1?}")]
+    Failed {
+        /// When it is worth to ask again.
+        again_in: Duration,
+    },
+    /// The cache is closed.
+    #[error("the cache is closed")]
+    Closed,
+}
+
+/// Why an operation on a snap did not work.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationError {
+    /// Files are not as they were written. Load the slice again.
+    #[error("{}", list(files))]
+    Damaged {
+        /// Those that are not, each with the first place where it is not.
+        files: Vec<DamagedFile>,
+    },
+    /// The deadline passed, or the operation was cancelled. What had begun may still take effect.
+    #[error("it was not done in time")]
+    Late,
+    /// A disk refused.
+    #[error("a disk refused")]
+    Disk {
+        /// What was tried, where, and why it failed.
+        source: Arc<DiskError>,
+    },
+    /// It could not be read, or brought into memory.
+    #[error("it could not be brought into memory")]
+    Warm {
+        /// Which region, and why.
+        source: Arc<WarmError>,
+    },
+    /// There was no memory to read it with.
+    #[error("there was no memory to read it with")]
+    Memory {
+        /// How much was wanted, and how much there is.
+        source: MemoryRefused,
+    },
+}
+
+/// A file that is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DamagedFile {
+    /// Which file.
+    pub path: PathBuf,
+    /// Which of its checksum blocks is the first damaged one, if it is the body.
+    pub block: Option<u64>,
+    /// What is wrong, and where.
+    pub why: String,
+}
+
+impl fmt::Display for DamagedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.why)
+    }
+}
+
+fn list(files: &[DamagedFile]) -> String {
+    match files {
+        [one] => one.to_string(),
+        [first, rest @ ..] => format!("{first}; and {} more", count(rest.len() as u64, "damaged file")),
+        [] => "nothing is damaged".to_owned(),
+    }
+}
+
+impl Operation {
+    /// What would come of it, as far as the snap itself knows, and how many bytes that is about.
+    pub(crate) fn forecast(self, snap: &SnapStatus) -> (OperationOutcome, u64) {
+        use OperationOutcome::{Done, Leaving, Refused};
+        let is_in_memory = snap.memory_bytes > 0;
+        let outcome = match self {
+            Operation::Evict { .. } | Operation::Flush | Operation::Erase
+                if snap.pinned && snap.fingerprint.is_some() =>
+            {
+                Refused(OperationRefusal::Pinned)
+            }
+            Operation::Erase if snap.pinned => Refused(OperationRefusal::Pinned),
+            Operation::Evict { .. } if is_in_memory => match (snap.durable, snap.leases) {
+                (false, _) => Refused(OperationRefusal::NotDurable),
+                (true, 0) => Done,
+                (true, _) => Leaving,
+            },
+            Operation::Evict { keep_cache } => done_if(!keep_cache && snap.file_bytes > 0),
+            Operation::Flush => done_if(snap.fingerprint.is_some()),
+            Operation::Erase if snap.leases > 0 => Refused(OperationRefusal::Leased),
+            Operation::Erase if snap.state == SnapState::Loading => Refused(OperationRefusal::Busy),
+            Operation::Erase => Done,
+            Operation::Pin => done_if(!snap.pinned),
+            Operation::Unpin => done_if(snap.pinned),
+            Operation::Warm => match (snap.state, snap.again_in) {
+                (SnapState::Failed, Some(again_in)) => Refused(OperationRefusal::Failed { again_in }),
+                _ => done_if(!is_in_memory && snap.file_bytes > 0),
+            },
+            Operation::Verify if is_in_memory && !snap.durable => Refused(OperationRefusal::NotDurable),
+            Operation::Verify => done_if(snap.durable),
+        };
+        let bytes = match self {
+            Operation::Evict { .. } if is_in_memory => snap.memory_bytes,
+            Operation::Flush | Operation::Erase => snap.file_bytes.max(snap.memory_bytes),
+            _ => snap.file_bytes,
+        };
+        (outcome, bytes)
+    }
+}
+
+fn done_if(is_something: bool) -> OperationOutcome {
+    if is_something { OperationOutcome::Done } else { OperationOutcome::Nothing }
+}
