@@ -1,4 +1,4 @@
-//! Stories of `pelton load`, `pelton scan`, `pelton demo` and `pelton doctor`, told with the real binary.
+//! Stories of the commands that work on a cache, told with the real binary.
 //!
 //! Each command is a process of its own, so every scan after a load is also a restart. Each test has a
 //! folder of its own, and what a scan says is compared with what is computed over the input here.
@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod formats;
 mod layout;
+mod ops;
 mod refusal;
 
 use std::fs;

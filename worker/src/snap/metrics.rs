@@ -150,11 +150,6 @@ impl SliceMetrics {
     pub fn loaded_at_ms(&self) -> Option<u64> {
         self.cold.map(|moment| moment.at_ms)
     }
-
-    /// How many bytes of blobs the last load brought: what the next one is likely to bring.
-    pub fn bytes(&self) -> u64 {
-        self.load.blobs.bytes
-    }
 }
 
 /// What a snap is, or all snaps of a generation together are.
