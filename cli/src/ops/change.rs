@@ -5,8 +5,8 @@ use std::sync::Arc;
 use clap::Args;
 use pelton::units::{Size, count, parse_size};
 use pelton::{
-    Cache, KeyPattern, OnProgress, Operation, OperationOptions, OperationOutcome, OperationResult, Residence,
-    Selected, Selection,
+    Cache, KeyPattern, OnProgress, Operation, OperationOptions, OperationOutcome, OperationRefusal,
+    OperationResult, Residence, Selected, Selection,
 };
 use serde::Serialize;
 
@@ -177,7 +177,7 @@ fn tell(
             ("done", _) => done.to_owned(),
             ("leaving", _) => "goes with its last lease".to_owned(),
             ("nothing", _) => "nothing to do".to_owned(),
-            (_, why) => format!("not {done}: {}", why.as_deref().unwrap_or("nobody knows why")),
+            (_, why) => format!("not {done}: {}", short(&result.outcome).or(why.clone()).unwrap_or_default()),
         };
         table.row(vec![told.key, Size(told.bytes).to_string(), text]);
     }
@@ -206,6 +206,16 @@ fn tell(
                 (_, false) => "were not",
             }
         ))),
+    }
+}
+
+/// What is said shorter in a line that has the bytes already.
+fn short(outcome: &OperationOutcome) -> Option<String> {
+    match outcome {
+        OperationOutcome::Refused(OperationRefusal::NoRoom { free, .. }) => {
+            Some(format!("no room, {} are free", Size(*free)))
+        }
+        _ => None,
     }
 }
 

@@ -73,10 +73,15 @@ pub(super) fn key_of(manifest: &Path) -> Option<Key> {
 pub(super) fn filter_help() -> String {
     let mut text =
         "Filters: NAME RELATION VALUE, such as bytes>1GiB, with commas between several\n".to_owned();
+    let mut examples = Vec::new();
     for (name, values, says) in Filters::names() {
-        text += &format!("  {name:<16} {says} ({values})\n");
+        let kind = values.split(" such as ").next().unwrap_or(values);
+        text += &format!("  {name:<16} {says} ({kind})\n");
+        if kind != values && !examples.contains(&values) {
+            examples.push(values);
+        }
     }
-    text
+    examples.iter().fold(text + "Values:\n", |text, values| text + &format!("  {values}\n"))
 }
 
 #[cfg(test)]

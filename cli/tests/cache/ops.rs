@@ -233,10 +233,7 @@ fn warm_takes_the_newest_as_far_as_there_is_room_and_says_what_is_left() {
     assert_eq!(run.code, Some(1));
     let lines: Vec<&str> = run.stdout.lines().collect();
     assert!(lines[3].starts_with("d/v@3#0") && lines[3].ends_with("warmed"), "{lines:?}");
-    assert!(
-        lines[1].starts_with("d/v@1#0") && lines[1].contains("not warmed: no room: it takes 20.0 MiB"),
-        "{lines:?}"
-    );
+    assert!(lines[1].starts_with("d/v@1#0") && lines[1].contains("not warmed: no room, "), "{lines:?}");
     let begun = Instant::now();
     story.run(&["warm", "--rate", "100MiB", "--where", "bytes>1"]).lines();
     // Three of 20 MiB, of which the last need not have had its time.
