@@ -5,8 +5,10 @@ mod support;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use pelton::*;
@@ -353,6 +355,45 @@ fn verifying_keeps_its_rate_tells_how_far_it_is_and_ends_in_time() {
     options.rate = Some(1);
     options.deadline = Some(Instant::now() + Duration::from_millis(50));
     assert_eq!(words(&cache.operate(&all(), Operation::Verify, &options)), ["late"]);
+}
+
+/// Goal: the future is the operation, and dropping it begins with no further slice. Method: a rate by which the first
+/// slice is read at once and the second one after years.
+#[test]
+fn an_operation_is_a_future_and_dropping_it_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    load(&cache, "a/b@1#0", 1);
+    load(&cache, "a/b@1#1", 1);
+    let mut options = OperationOptions::default();
+    let results = block_on(cache.operate_async(&all(), Operation::Verify, &options));
+    assert_eq!(words(&results), ["done", "done"]);
+    options.rate = Some(1);
+    let (tell, told) = std::sync::mpsc::channel();
+    options.on_progress = Some(OnProgress::new(move |bytes| tell.send(bytes).unwrap()));
+    let pending = cache.operate_async(&all(), Operation::Verify, &options);
+    drop(options);
+    told.recv().unwrap();
+    drop(pending);
+    // The operation lets go of what it told its progress to. Until then this waits.
+    while told.recv().is_ok() {}
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park();
+    }
 }
 
 /// Goal: a disk that hangs holds up only what lies on it. Method: of two disks one is frozen; slices on both are

@@ -241,3 +241,92 @@ impl Operation {
 fn done_if(is_something: bool) -> OperationOutcome {
     if is_something { OperationOutcome::Done } else { OperationOutcome::Nothing }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pelton_region_format::Fingerprint;
+
+    /// Files of 8 bytes, and as much in memory as is told.
+    fn snap(state: SnapState, memory_bytes: u64) -> SnapStatus {
+        SnapStatus {
+            key: "a/b@1#0".parse().unwrap(),
+            state,
+            durable: true,
+            unsaved: false,
+            pinned: false,
+            leases: 0,
+            fingerprint: Some(Fingerprint::from_bytes([1; 32])),
+            blob_count: 1,
+            blob_bytes: 4,
+            file_bytes: 8,
+            memory_bytes,
+            idle: None,
+            again_in: None,
+            why: None,
+        }
+    }
+
+    /// What the operations come to, in a word each and in this order: evict, evict with the page cache kept, flush, erase,
+    /// pin, unpin, warm, verify.
+    fn forecasts(snap: &SnapStatus) -> [String; 8] {
+        let all = [
+            Operation::Evict { keep_cache: false },
+            Operation::Evict { keep_cache: true },
+            Operation::Flush,
+            Operation::Erase,
+            Operation::Pin,
+            Operation::Unpin,
+            Operation::Warm,
+            Operation::Verify,
+        ];
+        all.map(|operation| match operation.forecast(snap).0 {
+            OperationOutcome::Refused(why) => why.to_string(),
+            other => format!("{other:?}").to_lowercase(),
+        })
+    }
+
+    #[test]
+    fn what_would_come_of_each_operation_in_each_state() {
+        let hot = || snap(SnapState::Hot, 8);
+        let warm = || snap(SnapState::Warm, 0);
+        let fresh = SnapStatus { durable: false, file_bytes: 0, ..hot() };
+        let cold =
+            SnapStatus { durable: false, file_bytes: 0, fingerprint: None, ..snap(SnapState::Cold, 0) };
+        let empty = SnapStatus { file_bytes: 0, ..snap(SnapState::NoData, 0) };
+        let failed = SnapStatus { again_in: Some(Duration::from_secs(3)), ..snap(SnapState::Failed, 0) };
+        let loading = SnapStatus { state: SnapState::Loading, ..cold.clone() };
+        let (only, no, is_pinned) = ("it is in memory only", "nothing", "it is pinned");
+        let again = "it has failed, and is tried again in 3.0s";
+        let cases = [
+            (hot(), ["done", "done", "done", "done", "done", no, no, "done"]),
+            (
+                SnapStatus { leases: 1, ..hot() },
+                ["leaving", "leaving", "done", "it is leased", "done", no, no, "done"],
+            ),
+            (
+                SnapStatus { pinned: true, ..hot() },
+                [is_pinned, is_pinned, is_pinned, is_pinned, no, "done", no, "done"],
+            ),
+            (fresh, [only, only, "done", "done", "done", no, no, only]),
+            (warm(), ["done", no, "done", "done", "done", no, "done", "done"]),
+            (empty, [no, no, "done", "done", "done", no, no, "done"]),
+            (failed, ["done", no, "done", "done", "done", no, again, "done"]),
+            (cold.clone(), [no, no, no, "done", "done", no, no, no]),
+            (SnapStatus { pinned: true, ..cold }, [no, no, no, is_pinned, no, "done", no, no]),
+            (loading, [no, no, no, "it is in use", "done", no, no, no]),
+        ];
+        for (snap, expected) in cases {
+            assert_eq!(forecasts(&snap), expected, "{snap:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_that_the_operation_is_about() {
+        let bytes = |operation: Operation, memory| operation.forecast(&snap(SnapState::Hot, memory)).1;
+        let evict = Operation::Evict { keep_cache: false };
+        assert_eq!((bytes(evict, 20), bytes(evict, 0)), (20, 8));
+        assert_eq!((bytes(Operation::Flush, 20), bytes(Operation::Flush, 0)), (20, 8));
+        assert_eq!((bytes(Operation::Warm, 0), bytes(Operation::Verify, 20)), (8, 8));
+    }
+}
