@@ -258,6 +258,42 @@ fn warming_takes_the_newest_generations_as_far_as_there_is_room() {
     assert!(cache.leases().is_empty());
 }
 
+/// Goal: a warming that keeps a rate holds up nobody who queries. Method: a rate by which a slice takes years; a lease
+/// scans all of it while it is warmed, and another slice is warmed beside it.
+#[test]
+fn warming_keeps_its_rate_until_somebody_queries() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    for slice in ["a/b@1#0", "a/b@1#1", "a/b@1#2"] {
+        load(&cache, slice, 24);
+        assert!(cache.snap(&key(slice)).evict());
+    }
+    let mut options = OperationOptions::default();
+    options.rate = Some(200 << 20);
+    let first = Selection::new(key("a/b@1#0"));
+    let begun = Instant::now();
+    assert_eq!(words(&cache.operate(&first, Operation::Warm, &options)), ["done"]);
+    // The last step, of 8 MiB at most, need not have had its time.
+    assert!(begun.elapsed() >= Duration::from_millis(79), "{:?}", begun.elapsed());
+    assert!(cache.snap(&key("a/b@1#0")).evict());
+    options.rate = Some(1);
+    let pending = cache.operate_async(&Selection::new(key("a/b@1#1")), Operation::Warm, &options);
+    while cache.snap(&key("a/b@1#1")).status().memory_bytes == 0 {
+        std::thread::yield_now();
+    }
+    let count = |blobs: &mut Blobs<'_>, count: &mut u64| {
+        while blobs.next()?.is_some() {
+            *count += 1;
+        }
+        Ok(())
+    };
+    for slice in ["a/b@1#2", "a/b@1#1"] {
+        let lease = cache.lease(&key(slice), Want::Latest, None).unwrap();
+        assert_eq!(lease.scan(count, |a, b| a + b).unwrap(), 24, "{slice}");
+    }
+    assert_eq!(words(&block_on(pending)), ["done"]);
+}
+
 /// What the cache itself does to a slice does not make it look used.
 #[test]
 fn idle_counts_from_the_last_query_or_else_from_the_load() {

@@ -7,7 +7,6 @@
 pub(crate) mod filter;
 mod lanes;
 pub(crate) mod operation;
-mod pace;
 pub(crate) mod run;
 pub(crate) mod select;
 mod verify;

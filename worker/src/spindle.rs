@@ -22,6 +22,7 @@ pub(crate) mod health;
 pub(crate) mod held;
 pub(crate) mod identity;
 pub(crate) mod impeller;
+pub(crate) mod pace;
 pub(crate) mod placement;
 pub(crate) mod refusal;
 pub(crate) mod room;

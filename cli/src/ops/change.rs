@@ -57,7 +57,7 @@ pub(crate) struct Warm {
     pattern: Option<KeyPattern>,
     #[command(flatten)]
     choice: Choice,
-    /// How many bytes a second to read at most, like 200MiB; kept from slice to slice
+    /// How many bytes a second to read at most, like 200MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     rate: Option<u64>,
     /// Only say what would be done

@@ -226,7 +226,7 @@ fn warm_takes_the_newest_as_far_as_there_is_room_and_says_what_is_left() {
     story.write("in", [&(1u32 << 20).to_le_bytes()[..], &vec![7; 1 << 20]].concat().repeat(20));
     for clock in 1..=3 {
         let key = format!("d/v@{clock}");
-        story.run(&["load", &key, "--from", "in", "--format", "framed", "--regions", "2"]).ok();
+        story.run(&["load", &key, "--from", "in", "--format", "framed", "--regions", "1"]).ok();
     }
     let run = story.run(&["warm", "--memory", "64MiB"]);
     run.says(&["pelton: ", " of 3 slices ", " not warmed"]);
@@ -236,8 +236,8 @@ fn warm_takes_the_newest_as_far_as_there_is_room_and_says_what_is_left() {
     assert!(lines[1].starts_with("d/v@1#0") && lines[1].contains("not warmed: no room, "), "{lines:?}");
     let begun = Instant::now();
     story.run(&["warm", "--rate", "100MiB", "--where", "bytes>1"]).lines();
-    // Three of 20 MiB, of which the last need not have had its time.
-    assert!(begun.elapsed().as_millis() >= 390, "{:?}", begun.elapsed());
+    // Three of 20 MiB, of which the last step, of 8 MiB at most, need not have had its time.
+    assert!(begun.elapsed().as_millis() >= 510, "{:?}", begun.elapsed());
 }
 
 /// Goal: damage anywhere ends in exit code 1 and in a line that names the file and the block. Method: one bit flipped in

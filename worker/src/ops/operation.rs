@@ -46,8 +46,8 @@ pub struct OperationOptions {
     pub dry_run: bool,
     /// Until when. What is under way then may still take effect.
     pub deadline: Option<Instant>,
-    /// How many bytes a second are read at most, by [`Operation::Verify`] and [`Operation::Warm`]. Warming keeps it
-    /// from slice to slice: one slice comes as fast as it can.
+    /// How many bytes a second are read at most, by [`Operation::Verify`] and [`Operation::Warm`]. A slice that somebody
+    /// leases while it is warmed comes as fast as it can.
     pub rate: Option<u64>,
     /// Told how many bytes were read since it was last told.
     pub on_progress: Option<OnProgress>,

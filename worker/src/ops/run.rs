@@ -8,7 +8,6 @@ use super::lanes::run_all;
 use super::operation::{
     Operation, OperationError, OperationOptions, OperationOutcome, OperationRefusal, OperationResult,
 };
-use super::pace::Pace;
 use super::select::{Selection, select};
 use super::verify::Verifying;
 use crate::cache::{CacheCore, Entry, FlushError, Snap, Want, status};
@@ -21,6 +20,7 @@ use crate::snap::warm::{WarmError, bytes_in_memory};
 use crate::spindle::engine::{DiskError, Op};
 use crate::spindle::file::FileMode;
 use crate::spindle::identity::SpindleUuid;
+use crate::spindle::pace::Pace;
 
 /// How long a warming waits until it can be leased: for memory that somebody took meanwhile, or for a sick disk.
 const WARM_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -49,7 +49,7 @@ pub(crate) fn operate(
         };
         (lane_of(&entry), Job { entry, forecast: outcome, bytes })
     });
-    let run = Run { core, operation, options, patience, pace: Pace::new(options.rate) };
+    let run = Run { core, operation, options, patience, pace: Arc::new(Pace::new(options.rate)) };
     let mut results = run_all(jobs.collect(), |job| run.run(job));
     results.sort_by(|one, other| one.key.cmp(&other.key));
     results
@@ -83,7 +83,7 @@ struct Run<'a> {
     operation: Operation,
     options: &'a OperationOptions,
     patience: &'a Patience,
-    pace: Pace,
+    pace: Arc<Pace>,
 }
 
 impl Run<'_> {
@@ -125,12 +125,13 @@ impl Run<'_> {
                 Ok(OperationOutcome::Done)
             }
             Operation::Warm => {
-                self.pace.wait(bytes, self.patience).map_err(|_| OperationError::Late)?;
-                let outcome = self.warm(entry)?;
-                if let Some(on_progress) = &self.options.on_progress {
+                entry.facts().pace = Some(self.pace.clone());
+                let outcome = self.warm(entry);
+                entry.facts().pace = None;
+                if let (Some(on_progress), Ok(_)) = (&self.options.on_progress, &outcome) {
                     on_progress.tell(bytes);
                 }
-                Ok(outcome)
+                outcome
             }
             Operation::Verify => self.verify(entry),
         }

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use pelton_region_format::{FormatError, Place, RegionDecoder};
 
 use super::operation::{DamagedFile, OnProgress, OperationError};
-use super::pace::Pace;
 use crate::budget::memory::MemoryUse;
 use crate::cache::CacheCore;
 use crate::scan::patience::Patience;
@@ -17,6 +16,7 @@ use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::stream::StreamRegion;
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op};
+use crate::spindle::pace::Pace;
 
 /// What is read at once, where there is memory for it.
 const READ_BYTES: u64 = 4 << 20;

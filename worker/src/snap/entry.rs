@@ -26,6 +26,7 @@ use crate::snap::runner::Runner;
 use crate::snap::state::{Command, Decider, Form, Limits, SnapEvent, Version, WaiterId};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
+use crate::spindle::pace::Pace;
 
 /// One key's place in the cache.
 pub(crate) struct Entry {
@@ -53,6 +54,8 @@ pub(crate) struct Facts {
     /// The load whose files were verified when they were evicted, and stayed in the page cache: what is still
     /// there need not be verified again. Nobody but us reads the files, so what was dropped meanwhile is missing.
     pub(crate) verified_load: Option<u64>,
+    /// How fast a warming may read that begins now: set by an operation that nobody waits for.
+    pub(crate) pace: Option<Arc<Pace>>,
     /// What happened to the slice.
     pub(crate) metrics: SliceMetrics,
 }
@@ -327,6 +330,11 @@ impl Entry {
     /// All leases, each with the fingerprint of what it holds, and its beginning.
     pub(crate) fn held(&self) -> Vec<(Fingerprint, Instant)> {
         self.holders().held.values().copied().collect()
+    }
+
+    /// Whether somebody has a lease.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.holders().held.is_empty()
     }
 
     /// The moment for the decider.

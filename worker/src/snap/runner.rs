@@ -95,9 +95,12 @@ impl Runner {
             // The cache was dropped meanwhile.
             return entry.report(SnapEvent::WarmRefused { version: manifest.version() });
         };
-        let verified_load = entry.facts().verified_load.take();
+        let (verified_load, pace) = {
+            let mut facts = entry.facts();
+            (facts.verified_load.take(), facts.pace.clone())
+        };
         let is_verified = verified_load == Some(manifest.load_number);
-        let (attempt, hauling) = Attempt::new(entry.clone(), manifest);
+        let (attempt, hauling) = Attempt::new(entry.clone(), manifest, pace);
         attempt.start(&spindles, &warmth, &hauling, grant, is_verified, || self.next_lane());
     }
 

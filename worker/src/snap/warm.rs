@@ -14,7 +14,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, Trailer};
@@ -37,6 +37,7 @@ use crate::spindle::engine::{DiskError, Op, Outcome, PageBuffer};
 use crate::spindle::file::{FileMode, SpindleFile};
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::{Completion, Lane, Replies, SubmitError, replies};
+use crate::spindle::pace::Pace;
 
 /// How much comes from the disk between two moves of the watermark: large enough for large pages.
 const STEP_BYTES: usize = 8 << 20;
@@ -45,6 +46,9 @@ const STEP_BYTES: usize = 8 << 20;
 /// their way at once.
 const READ_BYTES: usize = 4 << 20;
 const READS_MAX: usize = 4;
+
+/// How long a haul that keeps a pace looks at nothing else.
+const REST_MAX: Duration = Duration::from_millis(10);
 
 /// Why a slice's files could not be brought into memory.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +178,8 @@ pub(crate) struct Attempt {
     /// Hangs up when the last haul has ended.
     hauled: Receiver<Infallible>,
     begun: Instant,
+    /// How fast the hauls may read.
+    pace: Option<Arc<Pace>>,
     /// Set by whoever tells first that not all of it comes: its end, or one of its hauls. Publishes nothing else.
     failed: Arc<AtomicBool>,
 }
@@ -200,7 +206,11 @@ fn region_bytes_in_memory(record: &RegionRecord) -> u64 {
 
 impl Attempt {
     /// The attempt, and what its hauls hold until they end.
-    pub(crate) fn new(entry: Arc<Entry>, manifest: Arc<Manifest>) -> (Arc<Attempt>, Hauling) {
+    pub(crate) fn new(
+        entry: Arc<Entry>,
+        manifest: Arc<Manifest>,
+        pace: Option<Arc<Pace>>,
+    ) -> (Arc<Attempt>, Hauling) {
         let looks_left = manifest.regions.len();
         let found = Mutex::new(Found { looks_left, ..Found::default() });
         let (hauling, hauled) = bounded(0);
@@ -211,6 +221,7 @@ impl Attempt {
                 found,
                 hauled,
                 begun: Instant::now(),
+                pace,
                 failed: Arc::default(),
             }),
             Hauling(hauling),
@@ -254,10 +265,12 @@ impl Attempt {
                 Ok((region, way)) => {
                     let region = Arc::new(region);
                     // Not the attempt: it holds what comes of it, and a haul ends when nobody else holds that.
-                    let Attempt { entry, failed, .. } = &*answer.attempt;
-                    let (entry, failed) = (entry.clone(), failed.clone());
-                    let haul = Haul { region: region.clone(), entry, failed, way, verify, _hauling: hauling };
-                    queue.haul(move |queue| haul.run(queue));
+                    let Attempt { entry, failed, pace, .. } = &*answer.attempt;
+                    let (entry, failed, pace) = (entry.clone(), failed.clone(), pace.clone());
+                    let is_urgent = pace.is_none();
+                    let haul =
+                        Haul { region: region.clone(), entry, failed, way, verify, pace, _hauling: hauling };
+                    queue.haul(is_urgent, move |queue| haul.run(queue));
                     answer.give(Ok(region));
                 }
                 Err(error) => answer.give(Err(error)),
@@ -511,6 +524,8 @@ struct Haul {
     failed: Arc<AtomicBool>,
     way: Way,
     verify: bool,
+    /// How fast it may read, all hauls with the same one together.
+    pace: Option<Arc<Pace>>,
     /// Dropped after the region.
     _hauling: Hauling,
 }
@@ -527,10 +542,35 @@ impl Haul {
         let mut failure =
             FailOnDrop { region: &self.region, entry: &self.entry, failed: &self.failed, error: None };
         failure.error = Some(WarmError::Panicked { index: self.region.index });
-        failure.error = match bring(&self.region, self.way, self.verify, queue) {
+        let steps = Steps { queue, region: &self.region, entry: &self.entry, pace: self.pace.as_deref() };
+        failure.error = match bring(&self.region, self.way, self.verify, &steps) {
             Ok(()) | Err(Stop::Unwanted) => None,
             Err(Stop::Failed(error)) => Some(error),
         };
+    }
+}
+
+/// What a haul does between two of its steps.
+struct Steps<'a> {
+    queue: &'a WarmQueue,
+    region: &'a Arc<HotRegion>,
+    entry: &'a Arc<Entry>,
+    pace: Option<&'a Pace>,
+}
+
+impl Steps<'_> {
+    /// So many bytes have come. Does the looks that wait; and if there is a pace, keeps it, and meanwhile brings in what
+    /// somebody waits for. Whoever leases the slice itself ends the rest.
+    fn rest(&self, bytes: u64) {
+        self.queue.do_looks();
+        let Some(turn) = self.pace.and_then(|pace| pace.turn(bytes)) else { return };
+        loop {
+            let left = turn.saturating_duration_since(Instant::now());
+            let is_over = left.is_zero() || self.entry.is_held() || is_unwanted(self.region);
+            if is_over || !self.queue.wait_for_urgent(left.min(REST_MAX)) {
+                return;
+            }
+        }
     }
 }
 
@@ -558,13 +598,13 @@ impl Drop for FailOnDrop<'_> {
     }
 }
 
-fn bring(region: &Arc<HotRegion>, way: Way, verify: bool, queue: &WarmQueue) -> Result<(), Stop> {
+fn bring(region: &Arc<HotRegion>, way: Way, verify: bool, steps: &Steps<'_>) -> Result<(), Stop> {
     let index = region.index;
     if region.watermark().is_complete() {
-        return haul(region, way, queue, &mut |_| Ok(())); // All there; only the page tables are filled.
+        return haul(region, way, steps, &mut |_| Ok(())); // All there; only the page tables are filled.
     }
     if !verify {
-        return haul(region, way, queue, &mut |reached| {
+        return haul(region, way, steps, &mut |reached| {
             region.watermark().publish(reached);
             Ok(())
         });
@@ -573,7 +613,7 @@ fn bring(region: &Arc<HotRegion>, way: Way, verify: bool, queue: &WarmQueue) -> 
     let frame = frame.map_err(|source| Stop::Failed(WarmError::Damaged { index, source }))?;
     let mut verifier = Verifier { region, frame, next_block: 0 };
     if region.bytes().len() <= STEP_BYTES as u64 {
-        return haul(region, way, queue, &mut |reached| verifier.follow(reached));
+        return haul(region, way, steps, &mut |reached| verifier.follow(reached));
     }
     // Sums are a core's work, and the disk must not wait for them.
     std::thread::scope(|scope| {
@@ -589,7 +629,7 @@ fn bring(region: &Arc<HotRegion>, way: Way, verify: bool, queue: &WarmQueue) -> 
         };
         drop(reached);
         // A verifier that has found damage has gone: then there is nothing to go on for.
-        let hauled = haul(region, way, queue, &mut |reached| tell.send(reached).map_err(|_| Stop::Unwanted));
+        let hauled = haul(region, way, steps, &mut |reached| tell.send(reached).map_err(|_| Stop::Unwanted));
         drop(tell);
         match thread.join() {
             Ok(verified) => verified.and(hauled),
@@ -645,14 +685,14 @@ impl Verifier<'_> {
 fn haul(
     region: &Arc<HotRegion>,
     way: Way,
-    queue: &WarmQueue,
+    steps: &Steps<'_>,
     tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     match (region.bytes(), way) {
-        (RegionBytes::Map(map), Way::Map { .. }) => populate(region, map, queue, tell),
+        (RegionBytes::Map(map), Way::Map { .. }) => populate(region, map, steps, tell),
         (RegionBytes::Image(image), Way::Image { rooms, file, space: _space, spindle, lane }) => {
             let mut reads = Reads::new(region, image, rooms, file);
-            let result = reads.run(&spindle, lane, queue, tell);
+            let result = reads.run(&spindle, lane, steps, tell);
             // Also after an error: what a disk may still write to stays counted until it has answered.
             reads.drain();
             result
@@ -669,7 +709,7 @@ fn is_unwanted(region: &Arc<HotRegion>) -> bool {
 fn populate(
     region: &Arc<HotRegion>,
     map: &RegionMap,
-    queue: &WarmQueue,
+    steps: &Steps<'_>,
     tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     let failed = |source| Stop::Failed(WarmError::Map { index: region.index, source });
@@ -681,9 +721,10 @@ fn populate(
         }
         let end = (at + STEP_BYTES).min(len);
         map.populate(at..end).map_err(failed)?;
+        let came = (end - at) as u64;
         at = end;
         tell(at as u64)?;
-        queue.do_looks();
+        steps.rest(came);
     }
     Ok(())
 }
@@ -716,7 +757,7 @@ impl<'a> Reads<'a> {
         &mut self,
         spindle: &Spindle,
         lane: Lane,
-        queue: &WarmQueue,
+        steps: &Steps<'_>,
         tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         let (index, len) = (self.region.index, self.image.len() as u64);
@@ -744,12 +785,13 @@ impl<'a> Reads<'a> {
                 return Err(Stop::Unwanted);
             }
             let room = self.next_filled()?;
+            let before = reached;
             self.early.insert(room.offset(), room);
             while let Some(room) = self.early.remove(&(reached as usize)) {
                 reached = self.image.accept(room) as u64;
             }
             tell(reached)?;
-            queue.do_looks();
+            steps.rest(reached - before);
         }
     }
 

@@ -3,7 +3,8 @@
 //! Each spindle has its own few, so a disk that hangs holds up nobody else's regions. They start with the
 //! first region that is wanted. Two kinds of jobs wait for them: *looks*, which read the first and last pages
 //! of a region and which a lease waits for, and *hauls*, which bring in the rest while a scan follows. Looks go
-//! first, also between two steps of a haul.
+//! first, also between two steps of a haul. Hauls that nobody waits for come last; while they rest, to keep a pace, their thread does
+//! the others.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,7 +33,8 @@ pub(crate) struct WarmQueue {
 #[derive(Default)]
 struct Waiting {
     looks: VecDeque<Job>,
-    hauls: VecDeque<Job>,
+    /// Each with whether somebody may wait for it.
+    hauls: VecDeque<(bool, Job)>,
     closed: bool,
 }
 
@@ -47,6 +49,17 @@ pub(crate) struct Warmers {
     /// Each thread has a clone of the sender: when all have ended, the receiver is told.
     alive: Mutex<Option<Sender<()>>>,
     ended: Receiver<()>,
+}
+
+impl Waiting {
+    /// The next one that somebody waits for: a look, or else a haul.
+    fn next_urgent(&mut self) -> Option<Job> {
+        let haul = |waiting: &mut Waiting| {
+            let urgent = waiting.hauls.iter().position(|(is_urgent, _)| *is_urgent)?;
+            waiting.hauls.remove(urgent).map(|(_, job)| job)
+        };
+        self.looks.pop_front().or_else(|| haul(self))
+    }
 }
 
 impl Warmers {
@@ -69,7 +82,7 @@ impl Warmers {
     pub(crate) fn look(&self, job: impl FnOnce(&WarmQueue) + Send + 'static) -> io::Result<()> {
         self.start()?;
         lock(&self.queue.waiting).looks.push_back(Box::new(job));
-        self.queue.changed.notify_one();
+        self.queue.changed.notify_all();
         Ok(())
     }
 
@@ -109,9 +122,28 @@ impl Drop for Warmers {
 
 impl WarmQueue {
     /// Queues a haul. The thread that does so serves the queue, so it will be done.
-    pub(crate) fn haul(&self, job: impl FnOnce(&WarmQueue) + Send + 'static) {
-        lock(&self.waiting).hauls.push_back(Box::new(job));
-        self.changed.notify_one();
+    pub(crate) fn haul(&self, is_urgent: bool, job: impl FnOnce(&WarmQueue) + Send + 'static) {
+        lock(&self.waiting).hauls.push_back((is_urgent, Box::new(job)));
+        // All: whoever rests does not take every haul.
+        self.changed.notify_all();
+    }
+
+    /// Does one look or urgent haul, if one comes in that time. Says no when there is no time to rest any more: the queue
+    /// is closed.
+    pub(crate) fn wait_for_urgent(&self, longest: Duration) -> bool {
+        let mut waiting = lock(&self.waiting);
+        if waiting.closed {
+            return false;
+        }
+        let mut job = waiting.next_urgent();
+        if job.is_none() {
+            let waited = self.changed.wait_timeout(waiting, longest);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+            job = waiting.next_urgent();
+        }
+        drop(waiting);
+        job.into_iter().for_each(|job| self.run(job));
+        true
     }
 
     /// Does the looks that wait now: between two steps of a haul.
@@ -126,7 +158,8 @@ impl WarmQueue {
         loop {
             let mut waiting = lock(&self.waiting);
             let job = loop {
-                if let Some(job) = waiting.looks.pop_front().or_else(|| waiting.hauls.pop_front()) {
+                let any_haul = |waiting: &mut Waiting| waiting.hauls.pop_front().map(|(_, job)| job);
+                if let Some(job) = waiting.next_urgent().or_else(|| any_haul(&mut waiting)) {
                     break job;
                 }
                 if waiting.closed {
@@ -160,18 +193,38 @@ mod tests {
         let (say, said) = crossbeam_channel::unbounded();
         let queue = WarmQueue { waiting: Mutex::default(), changed: Condvar::new() };
         let told = say.clone();
-        queue.haul(move |queue| {
+        queue.haul(true, move |queue| {
             told.send("first haul begins").unwrap();
             let told_by_look = told.clone();
             lock(&queue.waiting).looks.push_back(Box::new(move |_| told_by_look.send("look").unwrap()));
             queue.do_looks();
             told.send("first haul ends").unwrap();
         });
-        queue.haul(move |_| say.send("second haul").unwrap());
+        queue.haul(true, move |_| say.send("second haul").unwrap());
         lock(&queue.waiting).closed = true;
         queue.serve();
         let order: Vec<_> = said.iter().collect();
         assert_eq!(order, ["first haul begins", "look", "first haul ends", "second haul"]);
+    }
+
+    /// Goal: what keeps a pace holds up nobody who waits. Method: a haul that rests until an urgent one, which was queued
+    /// behind another one like itself, has run.
+    #[test]
+    fn a_haul_that_rests_does_the_urgent_ones() {
+        let (say, said) = crossbeam_channel::unbounded();
+        let queue = WarmQueue { waiting: Mutex::default(), changed: Condvar::new() };
+        let [first, urgent, last] = [(); 3].map(|()| say.clone());
+        queue.haul(false, move |queue| {
+            queue.haul(true, move |_| urgent.send("urgent").unwrap());
+            assert!(queue.wait_for_urgent(Duration::from_secs(60)));
+            first.send("first").unwrap();
+            lock(&queue.waiting).closed = true;
+            assert!(!queue.wait_for_urgent(Duration::from_secs(60)));
+        });
+        queue.haul(false, move |_| last.send("last").unwrap());
+        queue.serve();
+        drop(say);
+        assert_eq!(said.iter().collect::<Vec<_>>(), ["urgent", "first", "last"]);
     }
 
     #[test]
@@ -182,7 +235,7 @@ mod tests {
             let say = say.clone();
             let job = move |queue: &WarmQueue| {
                 assert_ne!(number % 5, 0, "by the test");
-                queue.haul(move |_| say.send(number).unwrap());
+                queue.haul(number % 2 == 0, move |_| say.send(number).unwrap());
             };
             warmers.look(job).unwrap();
         }

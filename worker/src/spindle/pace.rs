@@ -1,4 +1,4 @@
-//! How fast an operation may read, all of its threads together.
+//! How fast the disks are read for what nobody waits for, by all threads together.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,8 @@ use crossbeam_channel::never;
 use crate::scan::patience::{Impatience, Patience};
 
 /// Keeps a rate: whoever reads waits until what was read before has had its time.
-pub(super) struct Pace {
+#[derive(Debug)]
+pub(crate) struct Pace {
     /// Bytes a second; none is as fast as it goes.
     rate: Option<u64>,
     /// When the next one may begin.
@@ -16,7 +17,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(rate: Option<u64>) -> Pace {
+    pub(crate) fn new(rate: Option<u64>) -> Pace {
         Pace { rate, next: Mutex::new(None) }
     }
 
@@ -24,16 +25,9 @@ impl Pace {
     ///
     /// # Errors
     /// The caller's patience ends before.
-    pub(super) fn wait(&self, bytes: u64, patience: &Patience) -> Result<(), Impatience> {
+    pub(crate) fn wait(&self, bytes: u64, patience: &Patience) -> Result<(), Impatience> {
         patience.check()?;
-        let Some(rate) = self.rate else { return Ok(()) };
-        let turn = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let turn = next.unwrap_or(now).max(now);
-            *next = Some(turn + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64));
-            turn
-        };
+        let Some(turn) = self.turn(bytes) else { return Ok(()) };
         let wait = Patience {
             deadline: Some(patience.deadline.map_or(turn, |deadline| deadline.min(turn))),
             ..patience.clone()
@@ -42,6 +36,15 @@ impl Pace {
             Err(Impatience::Cancelled) => Err(Impatience::Cancelled),
             _ => patience.check(),
         }
+    }
+    /// Takes a turn for so many bytes, and says when it is. None if there is no rate to keep.
+    pub(crate) fn turn(&self, bytes: u64) -> Option<Instant> {
+        let time = Duration::from_secs_f64(bytes as f64 / self.rate?.max(1) as f64);
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let turn = next.unwrap_or(now).max(now);
+        *next = Some(turn + time);
+        Some(turn)
     }
 }
 
