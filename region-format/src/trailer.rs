@@ -113,13 +113,9 @@ pub struct Trailer {
     pub(crate) table_crc: u32,
 }
 
-impl Trailer {
-    /// Reads and checks the last page of a version 2 file of this length.
-    ///
-    /// # Errors
-    /// Any of [`FormatError`]. A file without a valid trailer does not exist: drop it.
-    pub fn decode(page: &[u8], header: &Header, file_bytes: u64) -> Result<Trailer, FormatError> {
-        header.check_ranges()?;
+impl TrailerPage {
+    /// The last page of a file of this length, once its signature, checksum and length are right.
+    fn sealed(page: &[u8], file_bytes: u64) -> Result<&TrailerPage, FormatError> {
         check_file_bytes(file_bytes)?;
         let trailer_at = file_bytes - PAGE_BYTES as u64;
         let Ok(page) = TrailerPage::ref_from_bytes(page) else {
@@ -151,6 +147,35 @@ impl Trailer {
         if page.file_bytes != file_bytes {
             return wrong("file length", 8, page.file_bytes.get().into(), file_bytes.into());
         }
+        Ok(page)
+    }
+}
+
+impl Trailer {
+    /// Reads which body a version 2 file of this length holds, by its last page alone: what start-up asks of each
+    /// of many files. Signature, checksum and length are checked; what only the header can tell is not.
+    ///
+    /// # Errors
+    /// Any of [`FormatError`]. [`FormatError::Unsupported`]: a later version has written it; leave it alone.
+    pub fn content_id(page: &[u8], file_bytes: u64) -> Result<ContentId, FormatError> {
+        if let [MAGIC, version, signature @ ..] = page
+            && *version > Version::V2.number()
+            && signature.starts_with(&SIGNATURE)
+        {
+            let found = u64::from(*version);
+            return Err(FormatError::Unsupported { place: Place::Trailer, what: "version", found });
+        }
+        Ok(ContentId(TrailerPage::sealed(page, file_bytes)?.content_id))
+    }
+
+    /// Reads and checks the last page of a version 2 file of this length.
+    ///
+    /// # Errors
+    /// Any of [`FormatError`]. A file without a valid trailer does not exist: drop it.
+    pub fn decode(page: &[u8], header: &Header, file_bytes: u64) -> Result<Trailer, FormatError> {
+        header.check_ranges()?;
+        let page = TrailerPage::sealed(page, file_bytes)?;
+        let trailer_at = file_bytes - PAGE_BYTES as u64;
         check_zero(Place::Trailer, trailer_at + 96, &page.zero)?;
 
         let trailer = Trailer {

@@ -133,6 +133,29 @@ fn trailer_rules() {
     refused(|f| _ = f.put(f.trailer() + 70, b"x"), Place::Trailer, "checksum");
 }
 
+/// What start-up asks of a file: its last page alone.
+#[test]
+fn the_content_id_is_read_from_the_last_page() {
+    let file = sample_v2();
+    let (start, page) = file.split_at(file.len() - PAGE_BYTES);
+    let id = RegionView::open(&file).unwrap().trailer().content_id;
+    let read = |page: &[u8], bytes: usize| Trailer::content_id(page, bytes as u64);
+    assert_eq!(read(page, file.len()), Ok(id));
+    assert!(matches!(read(page, file.len() + PAGE_BYTES), Err(FormatError::Damaged { .. })));
+    assert!(matches!(read(&page[1..], file.len()), Err(FormatError::Truncated { .. })));
+    assert!(read(&start[..PAGE_BYTES], file.len()).is_err(), "a header is no trailer");
+    for bit in 0..PAGE_BYTES * 8 {
+        let mut page = page.to_vec();
+        page[bit / 8] ^= 1 << (bit % 8);
+        match read(&page, file.len()).unwrap_err() {
+            FormatError::Damaged { .. } => {}
+            // A higher version is not called damaged.
+            FormatError::Unsupported { .. } => assert_eq!(bit / 8, 1),
+            other => panic!("bit {bit}: {other}"),
+        }
+    }
+}
+
 /// Counts that are possible but not true: only the walk can tell.
 #[test]
 fn counts_that_are_not_true_are_found_by_verify() {

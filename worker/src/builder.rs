@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig, Veri
 use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::scan::threads::ScanThreads;
-use crate::snap::recovery::recover;
+use crate::snap::recovery::list;
 use crate::spindle::engine::EngineKind;
 use crate::spindle::health::HealthLimits;
 use crate::spindle::held::{Spindle, SpindlePlan, share_disk};
@@ -159,16 +159,12 @@ impl CacheBuilder {
 
 fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> Result<Cache, CacheError> {
     let spindles = open_spindles(settings, engines, health)?;
-    let mut recovered = recover(&spindles).map_err(|source| CacheError::Recovery { source })?;
-    for (spindle, config) in spindles.iter().zip(&settings.spindles) {
-        let sharers = spindles.iter().filter(|other| share_disk(spindle, other)).count() as u64;
-        spindle
-            .limit(config, settings.free_floor, sharers.max(1))
-            .map_err(|source| CacheError::Recovery { source })??;
-    }
+    let listed = list(&spindles).map_err(|source| CacheError::Recovery { source })?;
+    // What the spindles hold is not counted yet, and enlarges what they may hold.
+    let limited = limit_all(&spindles, settings)?;
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    Ok(Cache::from_core(CacheCore::new(
-        spindles,
+    let cache = Cache::from_core(CacheCore::new(
+        spindles.clone(),
         settings.memory,
         settings.buffers,
         settings.streams,
@@ -179,12 +175,29 @@ fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> 
         settings.sigbus_guard,
         if settings.lock_memory { Paging::Locked } else { Paging::Free },
         epoch,
-        std::mem::take(&mut recovered.slices),
-        // Above what this start has seen, and above what earlier ones have given to loads on spindles that are not
-        // here: nobody loads a thousand slices a second for years.
-        recovered.next_load.max(epoch),
-        recovered.report,
-    )))
+    ));
+    let (of_recovery, settings_there) = (spindles.clone(), settings.clone());
+    cache.start_recovery(listed, move || {
+        // A disk that does not answer now keeps the limits it got before.
+        let _ = limit_all(&of_recovery, &settings_there);
+    });
+    if limited.is_err() {
+        cache.recovery();
+        limit_all(&spindles, settings)??;
+    }
+    Ok(cache)
+}
+
+/// Settles how much each spindle may hold, by what its file system has free and what was counted so far.
+fn limit_all(spindles: &[Arc<Spindle>], settings: &Settings) -> Result<Result<(), ConfigError>, CacheError> {
+    for (spindle, config) in spindles.iter().zip(&settings.spindles) {
+        let sharers = spindles.iter().filter(|other| share_disk(spindle, other)).count() as u64;
+        let limited = spindle.limit(config, settings.free_floor, sharers.max(1));
+        if let Err(error) = limited.map_err(|source| CacheError::Recovery { source })? {
+            return Ok(Err(error));
+        }
+    }
+    Ok(Ok(()))
 }
 
 fn open_spindles(

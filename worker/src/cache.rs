@@ -1,6 +1,5 @@
 //! The cache: what an embedder sees first.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +10,7 @@ use pelton_region_format::{Fingerprint, Key, KeyPattern};
 use crate::budget::memory::{MemoryBudget, MemoryRefused};
 use crate::builder::CacheBuilder;
 use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
+use crate::cache::recovering::{Recovering, Target};
 use crate::cache::table::Table;
 use crate::config::Verify;
 use crate::events::{Event, EventHub, Events, reason};
@@ -32,7 +32,7 @@ use crate::snap::desk::Reply;
 pub(crate) use crate::snap::entry::Entry;
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
-use crate::snap::recovery::RecoveryReport;
+use crate::snap::recovery::{Listed, RecoveryReport};
 use crate::snap::runner::Runner;
 use crate::snap::state::{Answer, SnapEvent, SnapState, Version};
 use crate::snap::stream::{StreamMemory, open_stream};
@@ -45,6 +45,7 @@ use crate::spindle::placement::place;
 use crate::waits::{Pending, Waits};
 
 pub(crate) mod close;
+pub(crate) mod recovering;
 mod table;
 pub(crate) mod told;
 
@@ -75,6 +76,9 @@ impl Drop for Handles {
 /// How long an evict waits for the last step of what was on its way into memory.
 const EVICT_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long a look at the spindles waits for the manifests to be read.
+const COUNT_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// What all handles, writers and leases share.
 pub(crate) struct CacheCore {
     /// Dropped before the spindles: its threads still use them.
@@ -93,16 +97,16 @@ pub(crate) struct CacheCore {
     pub(crate) image_bytes_max: usize,
     pub(crate) regions_default: u32,
     pub(crate) scan_threads: Arc<ScanThreads>,
-    entries: Mutex<Table>,
+    entries: Arc<Mutex<Table>>,
     epoch: u64,
-    next_load: AtomicU64,
+    next_load: Arc<AtomicU64>,
     runner: Arc<Runner>,
     /// Set once, by closing; read by whoever opens a load.
     closed: AtomicBool,
     pub(crate) events: Arc<EventHub>,
     /// For operations as futures.
     pub(crate) waits: Arc<Waits>,
-    recovery: RecoveryReport,
+    recovering: Arc<Recovering>,
 }
 
 /// A parcel of 4 MiB for each of four producers: more at once are rarely inflated, and cost a little more.
@@ -202,18 +206,29 @@ impl Cache {
         Cache { _handles: Arc::new(Handles(core.waits.clone())), core: Arc::new(core) }
     }
 
+    /// Begins to read what is on the disks. `settle` is run when it is counted.
+    pub(crate) fn start_recovery(&self, listed: Listed, settle: impl FnOnce() + Send + 'static) {
+        self.core.start_recovery(listed, settle);
+    }
+
     #[cfg(test)]
     pub(crate) fn core_for_tests(&self) -> &CacheCore {
         &self.core
     }
 
-    /// The snap of a key; a cold one if nothing is known of it.
+    /// The snap of a key; a cold one if nothing is known of it. While the cache still reads what is on its disks,
+    /// this one is read first.
     pub fn snap(&self, key: &Key) -> Snap {
-        let entry = self.core.entry(key);
+        self.snap_within(key, &Patience::default())
+    }
+
+    fn snap_within(&self, key: &Key, patience: &Patience) -> Snap {
+        let entry = self.core.entry(key, patience);
         Snap { core: self.core.clone(), entry }
     }
 
-    /// All snaps that the pattern matches and that hold something, in the order of their keys.
+    /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
+    /// opened it waits until all manifests were read.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
         self.core
             .entries(pattern)
@@ -258,7 +273,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease(&self, key: &Key, want: Want, deadline: Option<Instant>) -> Result<Lease, LeaseError> {
-        self.snap(key).lease(want, deadline)
+        self.snap_within(key, &Patience::until(deadline)).lease(want, deadline)
     }
 
     /// Takes a lease on a slice whose regions are read as the options say.
@@ -266,7 +281,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
-        self.snap(key).lease_with(options)
+        self.snap_within(key, &Patience::until(options.deadline)).lease_with(options)
     }
 
     /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
@@ -290,13 +305,16 @@ impl Cache {
         self.core.events.listen()
     }
 
-    /// What was found on the spindles when the cache was opened.
+    /// What was found on the spindles when the cache was opened. Waits until all of it was read.
     pub fn recovery(&self) -> &RecoveryReport {
-        &self.core.recovery
+        let report = self.core.wait_for_recovery(&Patience::default());
+        report.expect("who waits without end sees it")
     }
 
-    /// The spindles: how each is served, how it does, and what it has room for. Asks no disk.
+    /// The spindles: how each is served, how it does, and what it has room for. Asks no disk. Just after the cache was
+    /// opened it waits a moment until all that lies there is counted.
     pub fn spindles(&self) -> Vec<SpindleStatus> {
+        self.core.wait_for_recovery(&Patience::until(Some(Instant::now() + COUNT_WAIT_MAX)));
         let all = &self.core.spindles;
         let status = |(number, spindle): (usize, &Arc<Spindle>)| {
             let counts = spindle.room.counts();
@@ -510,6 +528,10 @@ impl Snap {
 
     fn open(&self, plan: LoadPlan, patience: &Patience) -> Result<SliceWriter, LoadError> {
         let key = || self.entry.key.clone();
+        // Its number must be above all that are on the disks, and its room beside all that is there.
+        if self.core.wait_for_recovery(patience).is_none() {
+            return Err(LoadError::Starting { key: key() });
+        }
         let regions = plan.regions.unwrap_or(self.core.regions_default);
         if !(1..=REGIONS_MAX).contains(&regions) {
             return Err(LoadError::Regions { key: key(), regions });
@@ -794,7 +816,7 @@ impl Snap {
     /// The snap that stands for the key now: this one was erased.
     fn anew(&self) -> Snap {
         self.core.lock_entries().forget(&self.entry);
-        Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key) }
+        Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key, &Patience::default()) }
     }
 
     /// Gives up a slice that is not served any more, since unmapping takes a while. Without leases all of it is gone
@@ -853,11 +875,8 @@ impl CacheCore {
         sigbus_guard: bool,
         paging: Paging,
         epoch: u64,
-        slices: BTreeMap<Key, Manifest>,
-        next_load: u64,
-        recovery: RecoveryReport,
     ) -> CacheCore {
-        let events = Arc::new(EventHub::new(slices.len()));
+        let events = Arc::new(EventHub::new());
         for spindle in &spindles {
             let (events, folder) = (events.clone(), spindle.folder.clone());
             spindle.watch.tell_changes(move |state, fault| {
@@ -870,10 +889,6 @@ impl CacheCore {
             MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces).with_paging(paging);
         let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
         let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone()));
-        let entry = |(key, manifest): (Key, Manifest)| {
-            (key.clone(), Arc::new(Entry::new(key, Some(manifest), runner.clone())))
-        };
-        let entries = Mutex::new(Table::new(slices.into_iter().map(entry).collect()));
         CacheCore {
             warmth,
             spindles,
@@ -890,15 +905,38 @@ impl CacheCore {
             budget,
             regions_default: scan_threads.count() as u32,
             scan_threads,
-            entries,
+            entries: Arc::new(Mutex::new(Table::new())),
             epoch,
-            next_load: AtomicU64::new(next_load),
+            // Above what earlier starts have given to loads on spindles that are not here: nobody loads a thousand
+            // slices a second for years.
+            next_load: Arc::new(AtomicU64::new(epoch.max(1))),
             runner,
             closed: AtomicBool::new(false),
             events,
             waits: Arc::default(),
-            recovery,
+            recovering: Arc::default(),
         }
+    }
+
+    /// Begins to read what is on the disks.
+    pub(crate) fn start_recovery(&self, listed: Listed, settle: impl FnOnce() + Send + 'static) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        self.recovering.start(self.target(), listed, threads, settle);
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            spindles: self.spindles.clone(),
+            entries: self.entries.clone(),
+            runner: self.runner.clone(),
+            events: self.events.clone(),
+            next_load: self.next_load.clone(),
+        }
+    }
+
+    /// Waits until what is on the disks was read.
+    pub(crate) fn wait_for_recovery(&self, patience: &Patience) -> Option<&RecoveryReport> {
+        self.recovering.wait(patience)
     }
 
     /// Whether a slice that is on the disk is read from there by each scan.
@@ -912,7 +950,7 @@ impl CacheCore {
 
     #[cfg(test)]
     pub(crate) fn entry_for_tests(&self, key: &Key) -> Arc<Entry> {
-        self.entry(key)
+        self.entry(key, &Patience::default())
     }
 
     fn sync(&self, patience: &Patience) -> Result<(), SyncError> {
@@ -932,6 +970,7 @@ impl CacheCore {
         self.closed.store(true, Ordering::Relaxed);
         let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
+        self.recovering.stop();
         let unfinished = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             // Nobody hears it, and nobody has said how long the disks may take.
@@ -976,7 +1015,10 @@ impl CacheCore {
     }
 
     /// The entry of a key; a cold one if nothing is known of it.
-    fn entry(&self, key: &Key) -> Arc<Entry> {
+    fn entry(&self, key: &Key, patience: &Patience) -> Arc<Entry> {
+        if !self.recovering.is_over() && !self.lock_entries().has(key) {
+            self.recovering.look_up(&self.target(), key, patience);
+        }
         let new = || {
             let entry = Arc::new(Entry::new(key.clone(), None, self.runner.clone()));
             // Closing looks at all entries after it has said so, under the same lock.
@@ -993,8 +1035,9 @@ impl CacheCore {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// What there is of the keys that match, in their order.
+    /// What there is of the keys that match, in their order, once all manifests were read.
     pub(crate) fn entries(&self, pattern: &KeyPattern) -> Vec<Arc<Entry>> {
+        self.wait_for_recovery(&Patience::default());
         self.lock_entries().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect()
     }
 
@@ -1005,6 +1048,7 @@ impl CacheCore {
 
 impl Drop for CacheCore {
     fn drop(&mut self) {
+        self.recovering.stop();
         // After a close somebody has waited already, as long as they wished.
         if !*self.closed.get_mut() {
             self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
@@ -34,7 +34,7 @@ pub enum Event {
     Started {
         /// When it was opened.
         at: SystemTime,
-        /// How many slices it found on its disks.
+        /// How many slices it had found on its disks when the listener came.
         slices: usize,
     },
     /// The cache is closed. The last event.
@@ -248,7 +248,8 @@ impl Inbox {
 /// Where the cache tells its events.
 #[derive(Debug)]
 pub(crate) struct EventHub {
-    started: Event,
+    opened: SystemTime,
+    found: AtomicUsize,
     listeners: Mutex<Listeners>,
     /// Written under the lock, when a listener comes; read without it, so that an event that nobody hears costs
     /// nothing. It publishes nothing but itself.
@@ -263,19 +264,25 @@ struct Listeners {
 
 impl EventHub {
     /// Of a cache that is opened now.
-    pub(crate) fn new(slices: usize) -> EventHub {
+    pub(crate) fn new() -> EventHub {
         EventHub {
-            started: Event::Started { at: SystemTime::now(), slices },
+            opened: SystemTime::now(),
+            found: AtomicUsize::new(0),
             listeners: Mutex::default(),
             heard: AtomicBool::new(false),
         }
+    }
+
+    /// So many slices were found on the disks.
+    pub(crate) fn found(&self, slices: usize) {
+        self.found.store(slices, Ordering::Relaxed);
     }
 
     /// One more listener.
     pub(crate) fn listen(&self) -> Events {
         let inbox = Arc::new(Inbox::default());
         let put = |event| drop(inbox.put(event)); // Nobody waits for it yet.
-        put(self.started.clone());
+        put(Event::Started { at: self.opened, slices: self.found.load(Ordering::Relaxed) });
         let mut listeners = self.lock();
         if listeners.stopped {
             put(Event::Stopped);
@@ -342,7 +349,8 @@ mod tests {
 
     #[test]
     fn every_listener_hears_what_happens_while_it_listens() {
-        let hub = EventHub::new(3);
+        let hub = EventHub::new();
+        hub.found(3);
         hub.tell(|| unreachable!("nobody listens, so nothing is made"));
         let mut first = hub.listen();
         hub.tell(|| hot(1));
@@ -368,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_slow_listener_loses_the_oldest_and_can_ask_how_many() {
-        let hub = EventHub::new(0);
+        let hub = EventHub::new();
         let mut events = hub.listen();
         let count = WAITING_MAX as u32 + 10;
         (0..count).for_each(|slice| hub.tell(|| hot(slice)));
@@ -380,7 +388,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_is_woken_and_a_listener_that_went_is_forgotten() {
-        let hub = Arc::new(EventHub::new(0));
+        let hub = Arc::new(EventHub::new());
         let mut events = hub.listen();
         drop(hub.listen());
         assert!(matches!(events.try_recv(), Some(Event::Started { .. })));

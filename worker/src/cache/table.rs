@@ -22,9 +22,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(entries: BTreeMap<Key, Arc<Entry>>) -> Table {
-        let full = SWEEP_MIN.max(2 * entries.len());
-        Table { entries, full }
+    pub(crate) fn new() -> Table {
+        Table { entries: BTreeMap::new(), full: SWEEP_MIN }
     }
 
     /// The entry of a key; the one that `new` makes if there is none.
@@ -38,6 +37,21 @@ impl Table {
             self.full = SWEEP_MIN.max(2 * self.entries.len());
         }
         self.entries.entry(key.clone()).or_insert_with(new).clone()
+    }
+
+    /// Puts an entry of something that was found, unless there is one that somebody has or that is worth keeping.
+    pub(crate) fn enter(&mut self, found: Arc<Entry>) {
+        // Under the table's lock: see above.
+        let is_free = |entry: &Arc<Entry>| Arc::strong_count(entry) == 1 && entry.is_blank();
+        if self.entries.get(&found.key).is_none_or(is_free) {
+            self.entries.insert(found.key.clone(), found);
+            self.full = self.full.max(2 * self.entries.len());
+        }
+    }
+
+    /// Whether there is one of this key.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        self.entries.contains_key(key)
     }
 
     /// All of them, in the order of their keys.

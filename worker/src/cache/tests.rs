@@ -113,6 +113,83 @@ fn a_healthy_simulated_disk_is_a_disk() {
     }
 }
 
+/// A rig with one slice on its disk, and a cache that has begun to read its manifest, and hangs there: in the manifest
+/// itself or, if `nth` is 1, in its regions.
+fn opened_and_stuck(nth: u64) -> (Rig, Cache) {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    cache.close(None).unwrap();
+    let _ = rig.disks[0].clone().with_fault(When::Nth("look into", nth), Failure::Hang);
+    let cache = rig.open(HealthLimits::default());
+    while cache.core.spindles[0].impellers.oldest().is_none_or(|(_, since)| since < Duration::from_millis(50))
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    (rig, cache)
+}
+
+#[test]
+fn a_lease_is_served_before_the_last_manifest_is_read() {
+    let (rig, cache) = opened_and_stuck(0);
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+    assert!(!cache.core.recovering.is_over());
+    let mut late = plan(WritePath::Direct);
+    late.deadline = Some(Instant::now() + Duration::from_millis(20));
+    let refused = cache.snap(&key()).open_for_writes(late).map(drop);
+    assert!(matches!(refused, Err(LoadError::Starting { .. })), "{refused:?}");
+    let nothing: Key = "test/sim@2#0".parse().unwrap();
+    assert!(matches!(cache.lease(&nothing, Want::Latest, None), Err(LeaseError::NotThere { .. })));
+    rig.disks[0].let_go();
+    assert_eq!((cache.recovery().kept, cache.recovery().dropped.len()), (1, 0));
+    assert_eq!(cache.search(&"test".parse().unwrap()).len(), 1);
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let used = cache.spindles()[0].used;
+    assert_eq!(used, cache.snap(&key()).status().file_bytes, "nothing is counted twice");
+}
+
+#[test]
+fn what_is_flushed_while_it_is_read_does_not_come_back() {
+    let (rig, cache) = opened_and_stuck(1);
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    assert!(cache.snap(&key()).erase());
+    rig.disks[0].let_go();
+    cache.recovery();
+    assert_eq!(cache.search(&"test".parse().unwrap()), []);
+    assert!(matches!(cache.lease(&key(), Want::Latest, None), Err(LeaseError::NotThere { .. })));
+    assert_eq!(cache.spindles()[0].used, 0);
+    drop(cache);
+    assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+#[test]
+fn a_cache_whose_disk_hangs_at_the_start_can_be_closed() {
+    let (rig, cache) = opened_and_stuck(0);
+    let begun = Instant::now();
+    let closed = cache.close(Some(Instant::now() + Duration::from_millis(50)));
+    assert!(closed.is_err_and(|error| error.abandoned.len() == 1));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    rig.disks[0].let_go();
+}
+
+#[test]
+fn a_manifest_that_can_not_be_read_is_left_alone_and_so_is_all_it_may_name() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    drop(cache);
+    let _ = rig.disks[0].clone().with_fault(When::Nth("look into", 0), Failure::Error(Errno::IO));
+    let cache = rig.open(HealthLimits::default());
+    let report = cache.recovery();
+    assert_eq!((report.kept, report.left_alone.len(), report.cleaned.len()), (0, 1, 0), "{report:?}");
+    drop(cache);
+    let cache = rig.open(HealthLimits::default());
+    assert_eq!((cache.recovery().kept, scan(&cache).unwrap()), (1, BLOBS));
+}
+
 #[test]
 fn writes_that_stop_short_are_taken_up_again() {
     let rig = Rig::new(1);

@@ -95,6 +95,12 @@ pub enum LoadError {
         /// What each spindle says; only one when the load was under way.
         refusals: Vec<SpindleRefusal>,
     },
+    /// The cache was opened just now, and what is on its disks was not read in time. Try again.
+    #[error("{key} can't be loaded yet: the cache still reads what is on its disks")]
+    Starting {
+        /// The slice.
+        key: Key,
+    },
     /// The cache is being closed.
     #[error("{key} can't be loaded: the cache is closed")]
     Closed {

@@ -65,6 +65,9 @@ pub(crate) enum Op {
     /// Reads a small file whole. A larger one than `bytes_max` is the error `FileTooLarge`. Answers
     /// [`Outcome::Bytes`].
     ReadSmall { path: PathBuf, bytes_max: usize },
+    /// Reads from each of these files, below a folder, and says how long it is: one operation for many files that
+    /// are looked at once. What is wrong with one is no error of the others. Answers [`Outcome::Looks`].
+    Look { folder: PathBuf, names: Vec<PathBuf>, part: Part },
     /// Makes a small file that is not there yet and makes its bytes durable, but not its name. After an
     /// error the file is gone again.
     WriteSmall { path: PathBuf, bytes: Vec<u8> },
@@ -77,6 +80,37 @@ pub(crate) enum Op {
     Lock { path: PathBuf },
     /// Drops a file on the impeller, since closing an unlinked one can take a while.
     Close { file: Arc<SpindleFile> },
+}
+
+/// What [`Op::Look`] reads of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it. A larger one than that is the error `FileTooLarge`.
+    Whole { bytes_max: usize },
+    /// So many bytes at its end, or what there is.
+    End { bytes: usize },
+}
+
+/// What [`Op::Look`] finds.
+#[derive(Debug)]
+pub(crate) struct Look {
+    /// How long the file is.
+    pub(crate) length: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Part {
+    /// Where to read in a file of this length.
+    fn range(self, length: u64) -> io::Result<std::ops::Range<u64>> {
+        match self {
+            Part::Whole { bytes_max } if length > bytes_max as u64 => {
+                let message = format!("it has {length} bytes, and at most {bytes_max} are expected");
+                Err(io::Error::new(io::ErrorKind::FileTooLarge, message))
+            }
+            Part::Whole { .. } => Ok(0..length),
+            Part::End { bytes } => Ok(length.saturating_sub(bytes as u64)..length),
+        }
+    }
 }
 
 /// What came of an operation.
@@ -93,6 +127,8 @@ pub(crate) enum Outcome {
     Entries(Vec<Entry>),
     /// A small file's bytes.
     Bytes(Vec<u8>),
+    /// What there is of each file, in their order.
+    Looks(Vec<io::Result<Look>>),
     /// A file's length.
     Length(u64),
     /// The disk's space.
@@ -312,6 +348,7 @@ impl Op {
             Op::SetLength { .. } => "set the length of",
             Op::Write { .. } => "write",
             Op::Read { .. } | Op::ReadSmall { .. } => "read",
+            Op::Look { .. } => "look into",
             Op::SyncData { .. } => "sync",
             Op::Rename { .. } => "rename",
             Op::Unlink { .. } => "unlink",
@@ -340,6 +377,7 @@ impl Op {
             | Op::WriteSmall { path, .. }
             | Op::Space { path }
             | Op::Lock { path } => What::Path(path.clone()),
+            Op::Look { folder, .. } => What::Path(folder.clone()),
             // A subject that held the file would put the close off.
             Op::Close { file } => What::Path(file.path().to_owned()),
             Op::Allocate { file, .. }
@@ -373,6 +411,8 @@ impl Op {
         match self {
             Op::Write { len, .. } | Op::Read { len, .. } => *len as u64,
             Op::ReadSmall { bytes_max, .. } => *bytes_max as u64,
+            // Manifests and trailers are about a page.
+            Op::Look { names, .. } => 4096 * names.len() as u64,
             Op::WriteSmall { bytes, .. } => bytes.len() as u64,
             _ => 0,
         }
@@ -450,6 +490,7 @@ impl Outcome {
             Outcome::ReadBack { .. } => "ReadBack",
             Outcome::Entries(_) => "Entries",
             Outcome::Bytes(_) => "Bytes",
+            Outcome::Looks(_) => "Looks",
             Outcome::Length(_) => "Length",
             Outcome::Space(_) => "Space",
         }
@@ -489,6 +530,13 @@ impl Outcome {
         match self {
             Outcome::Bytes(bytes) => bytes,
             other => unreachable!("expected Bytes, not {}", other.label()),
+        }
+    }
+
+    pub(crate) fn into_looks(self) -> Vec<io::Result<Look>> {
+        match self {
+            Outcome::Looks(looks) => looks,
+            other => unreachable!("expected Looks, not {}", other.label()),
         }
     }
 

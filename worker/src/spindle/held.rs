@@ -20,6 +20,9 @@ use crate::spindle::watch::{SpindleWatch, watch_of};
 /// quarantine. A disk that takes longer is left out.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// A few batches of manifests.
+const READERS_QUEUE_BYTES_MAX: u64 = 64 << 20;
+
 /// The file that a probe writes and removes.
 pub(crate) const PROBE_FILE: &str = "pelton-probe";
 
@@ -33,6 +36,9 @@ pub(crate) struct Spindle {
     pub(crate) watch: Arc<SpindleWatch>,
     /// Tells spindles of one file system; `None` where it could not be asked.
     pub(crate) device: Option<u64>,
+    number: usize,
+    engine: EngineKind,
+    identity: Arc<Identity>,
 }
 
 /// How a spindle's impellers are set up.
@@ -66,7 +72,7 @@ impl Spindle {
     /// Claims the folder and starts its impellers. `number` counts the cache's spindles. It has no room yet:
     /// [`Self::limit`] comes when what it holds is known.
     pub(crate) fn open(number: usize, folder: &Path, plan: &SpindlePlan) -> Result<Spindle, OpenError> {
-        let identity = Identity::claim(folder, plan.network)?;
+        let identity = Arc::new(Identity::claim(folder, plan.network)?);
         let uuid = identity.uuid();
         // Where the disk can't be told, the default for one that does not turn is right: it only wants more.
         let device = Device::of(folder).ok();
@@ -80,7 +86,7 @@ impl Spindle {
             engine: plan.engine.clone(),
             // The threads hold the lock, also one that a hung disk keeps after the cache was closed: nobody
             // else may come in while an impeller may still change something.
-            watch: Some(watch_of(&watch, Arc::new(identity))),
+            watch: Some(watch_of(&watch, identity.clone())),
         })?;
         Ok(Spindle {
             uuid,
@@ -90,6 +96,28 @@ impl Spindle {
             room: SpindleRoom::new(),
             watch,
             device: device.map(|device| device.id),
+            number,
+            engine: plan.engine.clone(),
+            identity,
+        })
+    }
+
+    /// More impellers for a while, each doing one thing at a time: to look at many small files.
+    ///
+    /// How long each operation takes is not told to the spindle's health: it is for many files.
+    pub(crate) fn start_readers(&self, count: usize) -> Result<Impellers, StartError> {
+        let identity = self.identity.clone();
+        Impellers::start(ImpellerPlan {
+            name: format!("spindle-{}-reader", self.number),
+            count,
+            depth: 1,
+            queue_bytes_max: READERS_QUEUE_BYTES_MAX,
+            engine: match &self.engine {
+                EngineKind::Auto | EngineKind::Uring => EngineKind::Threads,
+                other => other.clone(),
+            },
+            // Holds the lock as long as a thread lives, like those of the spindle.
+            watch: Some(Arc::new(move |_| _ = &identity)),
         })
     }
 

@@ -10,7 +10,7 @@ use super::script::{assert_there, blobs, fingerprint, key};
 use super::tape::{Entry, Machine, Promises, Tape, There};
 use crate::snap::commit::{LOADS, MANIFESTS};
 use crate::snap::manifest::Manifest;
-use crate::snap::recovery::recover;
+use crate::snap::recovery::start;
 use crate::spindle::engine::EngineKind;
 use crate::spindle::engine::sim::Rng;
 use crate::spindle::engine::sim::cut::{Cut, Remnant};
@@ -123,7 +123,7 @@ impl Checker {
     }
 
     fn start(&self) -> Result<BTreeMap<Key, Manifest>, String> {
-        let recovered = recover(&self.spindles).map_err(|error| format!("the start fails: {error}"))?;
+        let recovered = start(&self.spindles).map_err(|error| format!("the start fails: {error}"))?;
         Ok(recovered.slices)
     }
 

@@ -34,7 +34,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::threads::{aligned_progress, write_zero};
-use super::{Bell, Engine, Entry, EntryKind, Finished, Op, Outcome, Space};
+use super::{Bell, Engine, Entry, EntryKind, Finished, Look, Op, Outcome, Space};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
 
 pub(crate) mod cut;
@@ -566,6 +566,19 @@ impl State {
                 let mut bytes = vec![0; length as usize];
                 self.read(&file, &mut bytes, 0, short)?;
                 Outcome::Bytes(bytes)
+            }
+            Op::Look { folder, names, part } => {
+                let mut look = |name: &PathBuf| {
+                    let path = folder.join(name);
+                    let id = self.find_file(&path)?;
+                    let length = self.file(id)?.length()?;
+                    let range = part.range(length)?;
+                    let file = self.handle(id, &path, FileMode::Buffered, OFlags::RDONLY)?;
+                    let mut bytes = vec![0; (range.end - range.start) as usize];
+                    self.read(&file, &mut bytes, range.start, short)?;
+                    Ok(Look { length, bytes })
+                };
+                Outcome::Looks(names.iter().map(&mut look).collect())
             }
             Op::WriteSmall { path, bytes } => {
                 let file = self.create(path, FileMode::Buffered)?;

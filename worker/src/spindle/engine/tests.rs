@@ -58,6 +58,7 @@ suite! {
     small_files_come_whole_or_not_at_all,
     lengths_and_space,
     a_lock_is_held_once,
+    many_files_are_looked_at_at_once,
     errors_name_verb_and_path,
     closed_files_are_let_go,
 }
@@ -330,6 +331,30 @@ fn a_lock_is_held_once(rig: &mut Rig) {
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     drop(held);
     rig.run(Op::Lock { path }).unwrap().into_file();
+}
+
+fn many_files_are_looked_at_at_once(rig: &mut Rig) {
+    for (name, bytes) in [("one", &b"first"[..]), ("two", b""), ("three", b"the third")] {
+        rig.run(Op::WriteSmall { path: rig.path(name), bytes: bytes.to_vec() }).unwrap();
+    }
+    let folder = rig.path("");
+    let names: Vec<_> = ["one", "two", "missing", "three"].map(Into::into).into();
+    let mut look = |part| {
+        let op = Op::Look { folder: folder.clone(), names: names.clone(), part };
+        let looks = rig.run(op).unwrap().into_looks();
+        looks
+            .into_iter()
+            .map(|look| match look {
+                Ok(look) => Ok((look.length, String::from_utf8(look.bytes).unwrap())),
+                Err(error) => Err(error.kind()),
+            })
+            .collect::<Vec<_>>()
+    };
+    let ok = |length, text: &str| Ok((length, text.to_owned()));
+    let missing = Err(io::ErrorKind::NotFound);
+    assert_eq!(look(Part::End { bytes: 5 }), [ok(5, "first"), ok(0, ""), missing.clone(), ok(9, "third")]);
+    let too_large = Err(io::ErrorKind::FileTooLarge);
+    assert_eq!(look(Part::Whole { bytes_max: 8 }), [ok(5, "first"), ok(0, ""), missing, too_large]);
 }
 
 fn errors_name_verb_and_path(rig: &mut Rig) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Bell, DiskError, Engine, Entry, EntryKind, Finished, Op, Outcome, Space};
+use super::{Bell, DiskError, Engine, Entry, EntryKind, Finished, Look, Op, Outcome, Part, Space};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
 
 /// See the module.
@@ -104,6 +104,9 @@ fn carry_out(op: Op) -> io::Result<Outcome> {
         Op::Length { path } => Ok(Outcome::Length(fs::symlink_metadata(path)?.len())),
         Op::LengthOf { file } => Ok(Outcome::Length(length_of(&file)?)),
         Op::ReadSmall { path, bytes_max } => Ok(Outcome::Bytes(read_small(&path, bytes_max)?)),
+        Op::Look { folder, names, part } => {
+            Ok(Outcome::Looks(names.iter().map(|name| look_at(&folder.join(name), part)).collect()))
+        }
         Op::WriteSmall { path, bytes } => {
             write_small(&path, &bytes)?;
             Ok(Outcome::Done)
@@ -232,6 +235,20 @@ fn read_small(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
     let read = read_up_to(&file, &mut bytes, 0)?;
     bytes.truncate(read);
     Ok(bytes)
+}
+
+fn look_at(path: &Path, part: Part) -> io::Result<Look> {
+    let file = SpindleFile::open(path.to_owned(), FileMode::Buffered)?;
+    let length = length_of(&file)?;
+    let range = part.range(length)?;
+    if range.start > 0 {
+        // Only what is asked for: small pages at the end of a file stay in the way of large ones.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+    }
+    let mut bytes = vec![0; (range.end - range.start) as usize]; // As many as the caller has named.
+    let read = read_up_to(&file, &mut bytes, range.start)?;
+    bytes.truncate(read);
+    Ok(Look { length, bytes })
 }
 
 fn write_small(path: &Path, bytes: &[u8]) -> io::Result<()> {

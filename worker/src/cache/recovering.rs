@@ -1,0 +1,199 @@
+//! A cache that is in use while its manifests are still being read.
+//!
+//! ```text
+//! open ─▶ list ─▶ pelton-recover reads all manifests ─────────────▶ enters those that nobody has asked for
+//!                 lease, flush, ... of a key ─▶ reads that one first, and enters it
+//! ```
+//!
+//! A key that somebody asks for meanwhile is read once, by whoever asks first, and is that one's from then on: what
+//! the long reading has seen of it counts no more, since it may have been flushed since.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Wake, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use pelton_region_format::Key;
+
+use crate::cache::table::Table;
+use crate::events::EventHub;
+use crate::scan::patience::Patience;
+use crate::snap::entry::Entry;
+use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, recover};
+use crate::snap::runner::Runner;
+use crate::spindle::held::Spindle;
+
+/// How long the end of a cache waits for the reading, which has stopped unless a disk hangs.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How far the reading of the manifests is.
+#[derive(Default)]
+pub(crate) struct Recovering {
+    /// Set once, at the end.
+    report: OnceLock<RecoveryReport>,
+    /// Keys that somebody has asked for meanwhile; whether they were read.
+    asked: Mutex<HashMap<Key, bool>>,
+    changed: Condvar,
+    /// Set by the cache's end; read between two batches.
+    stop: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the reading fills. Not the cache itself, which may go meanwhile.
+pub(crate) struct Target {
+    pub(crate) spindles: Vec<Arc<Spindle>>,
+    pub(crate) entries: Arc<Mutex<Table>>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) events: Arc<EventHub>,
+    pub(crate) next_load: Arc<AtomicU64>,
+}
+
+impl Recovering {
+    /// Begins to read what was listed, by so many threads. `settle` is run when all that is there is counted.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        target: Target,
+        listed: Listed,
+        threads: usize,
+        settle: impl FnOnce() + Send + 'static,
+    ) {
+        let recovering = self.clone();
+        let read = move || {
+            let recovered = recover(&target.spindles, listed, threads, &recovering.stop);
+            let report = recovering.enter(&target, recovered);
+            settle();
+            recovering.end(report);
+        };
+        // Where there are no more threads the caller's does it.
+        let job: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>> = Arc::new(Mutex::new(Some(Box::new(read))));
+        let of_thread = job.clone();
+        let run = |job: &Mutex<Option<Box<dyn FnOnce() + Send>>>| {
+            let job = lock(job).take();
+            job.into_iter().for_each(|job| job());
+        };
+        let spawned = thread::Builder::new().name("pelton-recover".to_owned()).spawn(move || run(&of_thread));
+        match spawned {
+            Ok(thread) => *lock(&self.thread) = Some(thread),
+            Err(_) => run(&job),
+        }
+    }
+
+    /// Whether all manifests were read.
+    pub(crate) fn is_over(&self) -> bool {
+        self.report.get().is_some()
+    }
+
+    /// Waits until they are. Nothing at the end of its patience.
+    pub(crate) fn wait(self: &Arc<Self>, patience: &Patience) -> Option<&RecoveryReport> {
+        if self.report.get().is_none() {
+            let _watches = patience.watch(&Waker::from(self.clone()));
+            let mut asked = lock(&self.asked);
+            while self.report.get().is_none() {
+                patience.check().ok()?;
+                asked = self.wait_for_change(asked, patience);
+            }
+        }
+        self.report.get()
+    }
+
+    /// Sees to it that what is on the disks of a key is entered before the reading comes to it. At the end of its
+    /// patience, or if a disk refuses, it is as if there were nothing.
+    pub(crate) fn look_up(self: &Arc<Self>, target: &Target, key: &Key, patience: &Patience) {
+        let _watches = patience.watch(&Waker::from(self.clone()));
+        let mut asked = lock(&self.asked);
+        loop {
+            match asked.get(key) {
+                _ if self.is_over() => return,
+                Some(true) => return,
+                Some(false) if patience.check().is_err() => return,
+                Some(false) => asked = self.wait_for_change(asked, patience),
+                None => break,
+            }
+        }
+        asked.insert(key.clone(), false);
+        drop(asked);
+        let found = find(&target.spindles, key, patience.deadline);
+        let mut asked = lock(&self.asked);
+        match found {
+            Ok(found) => {
+                if let Some(manifest) = found {
+                    let entry = || Arc::new(Entry::new(key.clone(), Some(manifest), target.runner.clone()));
+                    lock(&target.entries).entry(key, entry);
+                }
+                asked.insert(key.clone(), true);
+            }
+            // Then the reading may enter it, or the next one who asks.
+            Err(_) => _ = asked.remove(key),
+        }
+        drop(asked);
+        self.changed.notify_all();
+    }
+
+    /// Enters what nobody has asked for.
+    fn enter(&self, target: &Target, recovered: Option<Recovered>) -> RecoveryReport {
+        let Some(recovered) = recovered else { return RecoveryReport::default() };
+        target.next_load.fetch_max(recovered.next_load, Ordering::Relaxed);
+        target.events.found(recovered.report.kept);
+        let asked = lock(&self.asked);
+        let mut table = lock(&target.entries);
+        for (key, manifest) in recovered.slices {
+            if !asked.contains_key(&key) {
+                table.enter(Arc::new(Entry::new(key, Some(manifest), target.runner.clone())));
+            }
+        }
+        recovered.report
+    }
+
+    fn end(&self, report: RecoveryReport) {
+        let mut asked = lock(&self.asked);
+        asked.clear();
+        let _ = self.report.set(report);
+        drop(asked);
+        self.changed.notify_all();
+    }
+
+    /// Ends the reading soon, and waits for that a while.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = lock(&self.thread).take() else { return };
+        let deadline = Instant::now() + STOP_WAIT_MAX;
+        let mut asked = lock(&self.asked);
+        while self.report.get().is_none() && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            asked = self.changed.wait_timeout(asked, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(asked);
+        // A thread that a hung disk keeps ends by itself, if the disk ever answers.
+        if self.is_over() {
+            let _ = thread.join();
+        }
+    }
+
+    fn wait_for_change<'a>(
+        &self,
+        asked: MutexGuard<'a, HashMap<Key, bool>>,
+        patience: &Patience,
+    ) -> MutexGuard<'a, HashMap<Key, bool>> {
+        match patience.deadline {
+            None => self.changed.wait(asked).unwrap_or_else(PoisonError::into_inner),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.changed.wait_timeout(asked, left).unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
+    }
+}
+
+/// Wakes those who wait, when one of them is cancelled.
+impl Wake for Recovering {
+    fn wake(self: Arc<Self>) {
+        drop(lock(&self.asked)); // Whoever has looked, and does not wait yet, waits by now.
+        self.changed.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
