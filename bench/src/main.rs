@@ -17,6 +17,7 @@ mod flip;
 mod frame;
 mod load;
 mod region;
+mod restart;
 mod scan;
 mod tender;
 mod words;
@@ -81,6 +82,8 @@ enum Which {
     Load,
     /// Letting go of a mapped slice and taking it up again
     Flip,
+    /// Opening a cache with many slices, the first lease, and what leases and idle slices cost
+    Restart,
     /// Every benchmark
     All,
 }
@@ -93,10 +96,14 @@ impl Which {
             Which::Scan => vec![Box::new(scan::ScanBench::new(knobs, folder.clone()))],
             Which::Load => vec![Box::new(load::LoadBench::new(knobs, folder.clone()))],
             Which::Flip => vec![Box::new(flip::FlipBench::new(knobs, folder.clone()))],
-            Which::All => [Which::Region, Which::Tender, Which::Scan, Which::Load, Which::Flip]
-                .into_iter()
-                .flat_map(|which| which.benches(knobs, folder))
-                .collect(),
+            Which::Restart => vec![Box::new(restart::RestartBench::new(knobs, folder.clone()))],
+            // The first looks at the memory of the process, which others leave with the allocator.
+            Which::All => {
+                [Which::Restart, Which::Region, Which::Tender, Which::Scan, Which::Load, Which::Flip]
+                    .into_iter()
+                    .flat_map(|which| which.benches(knobs, folder))
+                    .collect()
+            }
         }
     }
 }
