@@ -5,7 +5,9 @@
 //! | warm, from images or maps | a plain loop with the same sum over the same bytes, by as many pinned threads |
 //! | first scan after a load | the same scan of a slice that was scanned before |
 //! | pinned | the same scan by threads that are not tied to cores |
-//! | cold, lease and scan; also of a slice twice as large as the memory | the best raw read of the same files |
+//! | cold, lease and scan, into memory | the best raw read of the same files that keeps the bytes |
+//! | cold, lease and scan, streamed; also of a slice twice as large as the memory | the best raw read that drops them |
+//! | raw read that keeps the bytes | the one that drops them |
 mod cold;
 mod crew;
 mod first;
@@ -20,7 +22,7 @@ use pelton::{Reading, Residence, Verify, Way, WritePath};
 use crate::Bench;
 use crate::disk::{Blobs, Folder};
 use crate::frame::{Case, Frame, Knobs};
-use cold::{ColdPlan, ColdScan, ReadShape};
+use cold::{ColdPlan, ColdScan, KeptRead, ReadShape};
 use first::FirstScan;
 use pinned::Pinned;
 use warm::{From, WarmScan};
@@ -106,10 +108,14 @@ impl ScanBench {
             ("cold stream, verified", stream, 0.85, 0),
             ("cold stream, unverified", ColdPlan { verify: Verify::Never, ..stream }, 0.9, 0),
         ] {
-            frame.case(case(name, "raw read", Some(goal), fresh), || {
-                ColdScan::new(&folder(name), plan, &shape)
-            })?;
+            let limit = if plan.way == Way::Stream { "raw read" } else { "raw read, kept" };
+            frame
+                .case(case(name, limit, Some(goal), fresh), || ColdScan::new(&folder(name), plan, &shape))?;
         }
+
+        frame.case(case("raw read, kept", "raw read", None, 0), || {
+            KeptRead::new(&folder("kept"), self.slice_bytes, &shape)
+        })?;
 
         let memory = (self.slice_bytes / 2).max(MEMORY_MIN);
         let twice = ColdPlan {
@@ -128,9 +134,8 @@ impl ScanBench {
             let stream = ColdPlan { reading: Reading::Stream, way: Way::Stream, ..map };
             for (name, plan) in [("region > 4 GiB, map", map), ("region > 4 GiB, stream", stream)] {
                 let fresh = if plan.way == Way::Map { bytes } else { 0 };
-                frame.case(case(name, "raw read", None, fresh), || {
-                    ColdScan::new(&folder(name), plan, &shape)
-                })?;
+                let limit = if plan.way == Way::Stream { "raw read" } else { "raw read, kept" };
+                frame.case(case(name, limit, None, fresh), || ColdScan::new(&folder(name), plan, &shape))?;
             }
         }
         shape.said(frame)

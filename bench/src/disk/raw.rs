@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -132,10 +133,13 @@ pub(crate) fn preallocate(path: &Path, bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Moves bytes past the page cache, with buffers that are there already.
+/// Moves bytes past the page cache, with memory that is there already.
 pub(crate) struct Raw {
     shape: Shape,
+    /// One for each thread, used again and again.
     buffers: Vec<Memory>,
+    /// Where what is read stays instead, if it is to.
+    kept: Option<Memory>,
 }
 
 impl Raw {
@@ -146,14 +150,35 @@ impl Raw {
             Words::new(number as u64).fill(&mut buffer);
             buffers.push(buffer);
         }
-        Ok(Raw { shape, buffers })
+        Ok(Raw { shape, buffers, kept: None })
     }
 
-    /// Reads the files from front to back, and drops the bytes.
+    /// The same, but what is read is still there afterwards, all of it. The memory was touched before: this is for
+    /// what can't be had for less by anybody who keeps the bytes.
+    pub(crate) fn keeping(shape: Shape, kept: Memory) -> io::Result<Raw> {
+        Ok(Raw { kept: Some(kept), ..Raw::new(shape)? })
+    }
+
+    /// The memory that it was given.
+    pub(crate) fn into_kept(self) -> Option<Memory> {
+        self.kept
+    }
+
+    /// Reads the files from front to back, and drops the bytes or keeps them.
     pub(crate) fn read(&mut self, files: &[File]) -> io::Result<Marks> {
         let steps = steps(files, self.shape.bytes)?;
-        let next = AtomicUsize::new(0);
-        let (steps, next) = (&steps, &next);
+        let mut kept = self.kept.as_deref_mut();
+        let rooms: Vec<Option<&mut [u8]>> = steps
+            .iter()
+            .map(|step| {
+                let (room, rest) = kept.take()?.split_at_mut(step.len);
+                kept = Some(rest);
+                Some(room)
+            })
+            .collect();
+        let next = Mutex::new(steps.iter().zip(rooms));
+        let next = || next.lock().expect("nothing panics under it").next();
+        let next = &next;
         let marks = std::thread::scope(|scope| {
             let threads: Vec<_> = self
                 .buffers
@@ -161,8 +186,8 @@ impl Raw {
                 .map(|buffer| {
                     scope.spawn(move || {
                         let mut marks = 0u64;
-                        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            let bytes = &mut buffer[..step.len];
+                        while let Some((step, room)) = next() {
+                            let bytes = room.unwrap_or(&mut buffer[..step.len]);
                             files[step.file].read_exact_at(bytes, step.offset)?;
                             marks = marks.wrapping_add(Marks::in_bytes(bytes).0);
                         }
@@ -278,6 +303,12 @@ mod tests {
             for shape in SHAPES {
                 let files: Vec<File> = paths.iter().map(|path| open_direct(path).unwrap()).collect();
                 assert_eq!(Raw::new(shape).unwrap().read(&files).unwrap(), marks, "{shape}");
+                let mut keeping = Raw::keeping(shape, Memory::zeroed(2 * bytes as usize).unwrap()).unwrap();
+                assert_eq!(keeping.read(&files).unwrap(), marks, "{shape}");
+                let kept = keeping.into_kept().unwrap();
+                for (path, kept) in paths.iter().zip(kept.chunks(bytes as usize)) {
+                    assert!(std::fs::read(path).unwrap() == kept, "{shape}");
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Leasing and scanning a slice that is on the disk only, against the best raw read of its files.
+//! Leasing and scanning a slice that is on the disk only, against the best raw read of its files: one that drops
+//! the bytes where they are streamed, one that keeps them where they are brought into memory.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -7,33 +8,65 @@ use std::path::{Path, PathBuf};
 
 use pelton::{Durability, Reading, Residence, Verify, Way, WritePath};
 
-use crate::disk::{Blobs, Cold, Marks, Raw, Shape, Store, drop_cache, open_direct, sum_blobs_reported};
-use crate::frame::{Answers, Failure, Frame, Pair, Stopwatch};
+use crate::disk::{
+    Blobs, Cold, Marks, PLAIN_BYTES, Raw, Shape, Store, drop_cache, open_direct, plain_write, preallocate,
+    sum_blobs_reported,
+};
+use crate::frame::{Answers, Failure, Frame, Memory, Pair, Stopwatch};
+use crate::words::Words;
 
 /// How raw reads are cut: found by the first case that needs it, the same for all.
 #[derive(Default)]
-pub(super) struct ReadShape(Cell<Option<Shape>>);
+pub(super) struct ReadShape {
+    dropping: Cell<Option<Shape>>,
+    keeping: Cell<Option<Shape>>,
+}
 
 impl ReadShape {
-    fn of(&self, files: &[PathBuf]) -> Result<Shape, Failure> {
-        if let Some(shape) = self.0.get() {
-            return Ok(shape);
-        }
+    /// The fastest raw reads of these files, which drop what they read.
+    pub(super) fn dropping(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
         let opened = open_all(&files[..1])?;
-        let best = Shape::best(|shape| {
+        let best = found(&self.dropping, |shape| {
             Raw::new(shape)?.read(&opened)?;
             Ok(())
         })?;
-        self.0.set(Some(best));
-        Ok(best)
+        Ok(Raw::new(best)?)
+    }
+
+    /// The fastest ones that keep it, in memory that was touched before.
+    pub(super) fn keeping(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
+        let bytes = bytes_of(files)?;
+        let mut memory = Memory::zeroed(usize::try_from(bytes).expect("addresses have 64 bits"))?;
+        Words::new(1).fill(&mut memory);
+        let opened = open_all(&files[..1])?;
+        let mut memory = Some(memory);
+        let best = found(&self.keeping, |shape| {
+            let mut raw = Raw::keeping(shape, memory.take().expect("it comes back below"))?;
+            raw.read(&opened)?;
+            memory = raw.into_kept();
+            Ok(())
+        })?;
+        Ok(Raw::keeping(best, memory.expect("no trial keeps it"))?)
     }
 
     pub(super) fn said(&self, frame: &Frame) -> io::Result<()> {
-        match self.0.get() {
-            Some(shape) => frame.say(&format!("raw reads: {shape} at once were the fastest")),
-            None => Ok(()),
+        for (shape, what) in [(&self.dropping, "raw reads"), (&self.keeping, "raw reads that keep")] {
+            if let Some(shape) = shape.get() {
+                frame.say(&format!("{what}: {shape} at once were the fastest"))?;
+            }
         }
+        Ok(())
     }
+}
+
+fn found(
+    shape: &Cell<Option<Shape>>,
+    run: impl FnMut(Shape) -> Result<(), Failure>,
+) -> Result<Shape, Failure> {
+    if shape.get().is_none() {
+        shape.set(Some(Shape::best(run)?));
+    }
+    Ok(shape.get().expect("it was set a line ago"))
 }
 
 /// What is scanned, and how.
@@ -70,9 +103,12 @@ impl ColdScan {
         let subject = store.load(load, &plan.blobs)?;
         let files = store.files()?;
         let expected = Answers { limit: Marks::of(&files)?.0, subject };
-        let raw = Raw::new(shape.of(&files)?)?;
-        let lens = files.iter().map(|path| Ok(path.metadata()?.len()));
-        let bytes = lens.sum::<io::Result<u64>>()?;
+        // What is brought into memory can't be had for less than a read that leaves it there.
+        let raw = match plan.way {
+            Way::Stream => shape.dropping(&files)?,
+            _ => shape.keeping(&files)?,
+        };
+        let bytes = bytes_of(&files)?;
         Ok(ColdScan { plan, store, raw, files, bytes, expected })
     }
 }
@@ -87,12 +123,7 @@ impl Pair for ColdScan {
     }
 
     fn limit(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
-        drop_cache(&self.files)?;
-        let files = open_all(&self.files)?;
-        let cold = Cold::begin(self.bytes);
-        let marks = stopwatch.time(|| self.raw.read(&files))?;
-        cold.prove()?;
-        Ok(marks.0)
+        raw_read(&mut self.raw, &self.files, self.bytes, stopwatch)
     }
 
     fn subject(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
@@ -112,6 +143,62 @@ impl Pair for ColdScan {
         cold.prove()?;
         Ok(sum)
     }
+}
+
+/// A raw read that keeps the bytes, against one that drops them: what memory alone costs on this machine.
+pub(super) struct KeptRead {
+    dropping: Raw,
+    keeping: Raw,
+    files: Vec<PathBuf>,
+    bytes: u64,
+    marks: Marks,
+}
+
+impl KeptRead {
+    pub(super) fn new(folder: &Path, bytes: u64, shape: &ReadShape) -> Result<KeptRead, Failure> {
+        std::fs::create_dir_all(folder)?;
+        let (files, bytes) = ([folder.join("0"), folder.join("1")].to_vec(), bytes / 8192 * 8192);
+        let mut source = Memory::zeroed(PLAIN_BYTES)?;
+        Words::new(1).fill(&mut source);
+        let made: Vec<File> =
+            files.iter().map(|path| preallocate(path, bytes / 2)).collect::<io::Result<_>>()?;
+        plain_write(&made, bytes / 2, &source)?;
+        made.iter().try_for_each(File::sync_data)?;
+        let (dropping, keeping) = (shape.dropping(&files)?, shape.keeping(&files)?);
+        let marks = Marks::of(&files)?;
+        Ok(KeptRead { dropping, keeping, files, bytes, marks })
+    }
+}
+
+impl Pair for KeptRead {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn expected(&self) -> Answers {
+        Answers { limit: self.marks.0, subject: self.marks.0 }
+    }
+
+    fn limit(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+        raw_read(&mut self.dropping, &self.files, self.bytes, stopwatch)
+    }
+
+    fn subject(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+        raw_read(&mut self.keeping, &self.files, self.bytes, stopwatch)
+    }
+}
+
+fn raw_read(raw: &mut Raw, files: &[PathBuf], bytes: u64, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+    drop_cache(files)?;
+    let files = open_all(files)?;
+    let cold = Cold::begin(bytes);
+    let marks = stopwatch.time(|| raw.read(&files))?;
+    cold.prove()?;
+    Ok(marks.0)
+}
+
+fn bytes_of(files: &[PathBuf]) -> io::Result<u64> {
+    files.iter().map(|path| Ok(path.metadata()?.len())).sum()
 }
 
 fn open_all(files: &[PathBuf]) -> io::Result<Vec<File>> {
