@@ -7,7 +7,7 @@
 //! | pinned | the same scan by threads that are not tied to cores |
 //! | cold, lease and scan, into memory | the best raw read of the same files that keeps the bytes |
 //! | cold, lease and scan, streamed; also of a slice twice as large as the memory | the best raw read that drops them |
-//! | raw read that keeps the bytes | the one that drops them |
+//! | cold, raw reads that look at the bytes, or keep them | the one that drops them unseen |
 mod cold;
 mod crew;
 mod first;
@@ -22,7 +22,7 @@ use pelton::{Reading, Residence, Verify, Way, WritePath};
 use crate::Bench;
 use crate::disk::{Blobs, Folder};
 use crate::frame::{Case, Frame, Knobs};
-use cold::{ColdPlan, ColdScan, KeptRead, ReadShape};
+use cold::{ColdPlan, ColdScan, ReadShape, Use, UsefulRead};
 use first::FirstScan;
 use pinned::Pinned;
 use warm::{From, WarmScan};
@@ -113,9 +113,11 @@ impl ScanBench {
                 .case(case(name, limit, Some(goal), fresh), || ColdScan::new(&folder(name), plan, &shape))?;
         }
 
-        frame.case(case("raw read, kept", "raw read", None, 0), || {
-            KeptRead::new(&folder("kept"), self.slice_bytes, &shape)
-        })?;
+        for (name, to) in [("cold raw read, looked at", Use::Look), ("cold raw read, kept", Use::Keep)] {
+            frame.case(case(name, "raw read", None, 0), || {
+                UsefulRead::new(&folder(name), to, self.slice_bytes, &shape)
+            })?;
+        }
 
         let memory = (self.slice_bytes / 2).max(MEMORY_MIN);
         let twice = ColdPlan {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
+use std::hint::black_box;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
 
 use crate::frame::{Failure, Memory};
-use crate::words::Words;
+use crate::words::{Words, sum_words};
 
 const MIB: usize = 1 << 20;
 
@@ -136,21 +137,25 @@ pub(crate) fn preallocate(path: &Path, bytes: u64) -> io::Result<File> {
 /// Moves bytes past the page cache, with memory that is there already.
 pub(crate) struct Raw {
     shape: Shape,
-    /// One for each thread, used again and again.
-    buffers: Vec<Memory>,
+    /// A stretch for each thread, used again and again. In one piece, so that it lies on large pages: in small ones a
+    /// transfer has a segment for each of them, and a disk takes only so many at once.
+    buffers: Memory,
     /// Where what is read stays instead, if it is to.
     kept: Option<Memory>,
+    /// Whether each byte is looked at.
+    looks: bool,
 }
 
 impl Raw {
     pub(crate) fn new(shape: Shape) -> io::Result<Raw> {
-        let mut buffers = Vec::new();
-        for number in 0..shape.threads {
-            let mut buffer = Memory::zeroed(shape.bytes)?;
-            Words::new(number as u64).fill(&mut buffer);
-            buffers.push(buffer);
-        }
-        Ok(Raw { shape, buffers, kept: None })
+        let mut buffers = Memory::zeroed((shape.threads * shape.bytes).next_multiple_of(2 * MIB))?;
+        Words::new(0).fill(&mut buffers);
+        Ok(Raw { shape, buffers, kept: None, looks: false })
+    }
+
+    /// The same, but each byte that is read is looked at, by the thread that read it.
+    pub(crate) fn looking(shape: Shape) -> io::Result<Raw> {
+        Ok(Raw { looks: true, ..Raw::new(shape)? })
     }
 
     /// The same, but what is read is still there afterwards, all of it. The memory was touched before: this is for
@@ -178,11 +183,12 @@ impl Raw {
             .collect();
         let next = Mutex::new(steps.iter().zip(rooms));
         let next = || next.lock().expect("nothing panics under it").next();
-        let next = &next;
+        let (next, looks) = (&next, self.looks);
         let marks = std::thread::scope(|scope| {
             let threads: Vec<_> = self
                 .buffers
-                .iter_mut()
+                .chunks_exact_mut(self.shape.bytes)
+                .take(self.shape.threads)
                 .map(|buffer| {
                     scope.spawn(move || {
                         let mut marks = 0u64;
@@ -190,6 +196,9 @@ impl Raw {
                             let bytes = room.unwrap_or(&mut buffer[..step.len]);
                             files[step.file].read_exact_at(bytes, step.offset)?;
                             marks = marks.wrapping_add(Marks::in_bytes(bytes).0);
+                            if looks {
+                                black_box(sum_words(bytes));
+                            }
                         }
                         io::Result::Ok(marks)
                     })
@@ -303,6 +312,7 @@ mod tests {
             for shape in SHAPES {
                 let files: Vec<File> = paths.iter().map(|path| open_direct(path).unwrap()).collect();
                 assert_eq!(Raw::new(shape).unwrap().read(&files).unwrap(), marks, "{shape}");
+                assert_eq!(Raw::looking(shape).unwrap().read(&files).unwrap(), marks, "{shape}");
                 let mut keeping = Raw::keeping(shape, Memory::zeroed(2 * bytes as usize).unwrap()).unwrap();
                 assert_eq!(keeping.read(&files).unwrap(), marks, "{shape}");
                 let kept = keeping.into_kept().unwrap();

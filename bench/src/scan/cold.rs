@@ -19,12 +19,13 @@ use crate::words::Words;
 #[derive(Default)]
 pub(super) struct ReadShape {
     dropping: Cell<Option<Shape>>,
+    looking: Cell<Option<Shape>>,
     keeping: Cell<Option<Shape>>,
 }
 
 impl ReadShape {
     /// The fastest raw reads of these files, which drop what they read.
-    pub(super) fn dropping(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
+    fn dropping(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
         let opened = open_all(&files[..1])?;
         let best = found(&self.dropping, |shape| {
             Raw::new(shape)?.read(&opened)?;
@@ -33,8 +34,18 @@ impl ReadShape {
         Ok(Raw::new(best)?)
     }
 
+    /// The fastest ones that look at each byte.
+    fn looking(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
+        let opened = open_all(&files[..1])?;
+        let best = found(&self.looking, |shape| {
+            Raw::looking(shape)?.read(&opened)?;
+            Ok(())
+        })?;
+        Ok(Raw::looking(best)?)
+    }
+
     /// The fastest ones that keep it, in memory that was touched before.
-    pub(super) fn keeping(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
+    fn keeping(&self, files: &[PathBuf]) -> Result<Raw, Failure> {
         let bytes = bytes_of(files)?;
         let mut memory = Memory::zeroed(usize::try_from(bytes).expect("addresses have 64 bits"))?;
         Words::new(1).fill(&mut memory);
@@ -50,7 +61,11 @@ impl ReadShape {
     }
 
     pub(super) fn said(&self, frame: &Frame) -> io::Result<()> {
-        for (shape, what) in [(&self.dropping, "raw reads"), (&self.keeping, "raw reads that keep")] {
+        for (shape, what) in [
+            (&self.dropping, "raw reads"),
+            (&self.looking, "raw reads that are looked at"),
+            (&self.keeping, "raw reads that are kept"),
+        ] {
             if let Some(shape) = shape.get() {
                 frame.say(&format!("{what}: {shape} at once were the fastest"))?;
             }
@@ -145,17 +160,25 @@ impl Pair for ColdScan {
     }
 }
 
-/// A raw read that keeps the bytes, against one that drops them: what memory alone costs on this machine.
-pub(super) struct KeptRead {
+/// What somebody must do at least with what was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Look,
+    Keep,
+}
+
+/// A raw read whose bytes are of some use, against one that drops them unseen: what memory and caches alone cost on
+/// this machine.
+pub(super) struct UsefulRead {
     dropping: Raw,
-    keeping: Raw,
+    useful: Raw,
     files: Vec<PathBuf>,
     bytes: u64,
     marks: Marks,
 }
 
-impl KeptRead {
-    pub(super) fn new(folder: &Path, bytes: u64, shape: &ReadShape) -> Result<KeptRead, Failure> {
+impl UsefulRead {
+    pub(super) fn new(folder: &Path, to: Use, bytes: u64, shape: &ReadShape) -> Result<UsefulRead, Failure> {
         std::fs::create_dir_all(folder)?;
         let (files, bytes) = ([folder.join("0"), folder.join("1")].to_vec(), bytes / 8192 * 8192);
         let mut source = Memory::zeroed(PLAIN_BYTES)?;
@@ -164,13 +187,17 @@ impl KeptRead {
             files.iter().map(|path| preallocate(path, bytes / 2)).collect::<io::Result<_>>()?;
         plain_write(&made, bytes / 2, &source)?;
         made.iter().try_for_each(File::sync_data)?;
-        let (dropping, keeping) = (shape.dropping(&files)?, shape.keeping(&files)?);
         let marks = Marks::of(&files)?;
-        Ok(KeptRead { dropping, keeping, files, bytes, marks })
+        drop_cache(&files)?; // The trials are to read the disk.
+        let useful = match to {
+            Use::Look => shape.looking(&files)?,
+            Use::Keep => shape.keeping(&files)?,
+        };
+        Ok(UsefulRead { dropping: shape.dropping(&files)?, useful, files, bytes, marks })
     }
 }
 
-impl Pair for KeptRead {
+impl Pair for UsefulRead {
     fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -184,7 +211,7 @@ impl Pair for KeptRead {
     }
 
     fn subject(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
-        raw_read(&mut self.keeping, &self.files, self.bytes, stopwatch)
+        raw_read(&mut self.useful, &self.files, self.bytes, stopwatch)
     }
 }
 
