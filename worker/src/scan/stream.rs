@@ -27,10 +27,12 @@ use crate::spindle::engine::{DiskError, Op, Outcome};
 use crate::spindle::file::DIRECT_ALIGNMENT;
 use crate::spindle::impeller::{Completion, Refusal, Replies, replies};
 
-/// One read at most. Disks are as fast with it as with more, and what has arrived is still in a cache.
-const BUFFER_BYTES_MAX: u64 = 4 << 20;
-/// One that is scanned and three on their way: a disk with a queue is busy then.
-const BUFFERS_MAX: u64 = 4;
+/// One read at most: what has arrived is still in a cache, and it lies on one large page. With half of it threads
+/// wake twice as often, and buffers lie on small pages, which costs a disk more than it gives.
+const BUFFER_BYTES_MAX: u64 = 2 << 20;
+/// One that is scanned and two on their way: the disk has work while a scan thread wakes. More is slower: what a
+/// disk fills in turn should fit a cache (`docs/performance.md`).
+const BUFFERS_MAX: u64 = 3;
 /// One that is scanned, one on its way.
 const BUFFERS_MIN: u64 = 2;
 /// What a ring takes when there is enough: its buffers, and one for blobs that lie in two of them.

@@ -22,13 +22,13 @@ fn a_ring_shrinks_with_its_share_but_never_below_two_blocks() {
         let Shape { buffer_bytes, buffers } = Shape::of(bytes, block_bytes);
         (buffer_bytes, buffers)
     };
-    assert_eq!(shape(RING_BYTES_MAX, MIB), (4 * MIB, 4));
-    assert_eq!(shape(1 << 40, MIB), (4 * MIB, 4));
-    assert_eq!(shape(10 * MIB, MIB), (2 * MIB, 4));
+    assert_eq!(shape(RING_BYTES_MAX, MIB), (2 * MIB, 3));
+    assert_eq!(shape(1 << 40, MIB), (2 * MIB, 3));
+    assert_eq!(shape(7 * MIB, MIB), (MIB, 3));
     assert_eq!(shape(4 * MIB, MIB), (MIB, 3));
     assert_eq!(shape(0, MIB), (MIB, 2));
     assert_eq!(shape(RING_BYTES_MAX, 64 * MIB), (64 * MIB, 2));
-    assert_eq!(shape(100_000, 4096), (16_384, 4));
+    assert_eq!(shape(100_000, 4096), (16_384, 3));
     assert_eq!(shape(0, 4096), (4096, 2));
 }
 
