@@ -21,7 +21,7 @@ use crate::disk::{Blobs, Folder, Texture};
 use crate::frame::{Case, Frame, Knobs};
 use durable::{Durable, WriteShape};
 use lz4::Lz4;
-use scannable::Scannable;
+use scannable::{Found, Scannable};
 
 const BLOB: usize = 64 << 10;
 const MIB: u64 = 1 << 20;
@@ -55,10 +55,18 @@ impl Bench for LoadBench {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
 
         let blobs = Blobs::filling(seed, self.load_bytes, BLOB);
-        for (producers, goal) in [(1, Some(0.85)), (cores, None)] {
-            let name = format!("until scannable, {producers} from");
-            frame.case(case(&name, "plain writes", goal, self.load_bytes), || {
-                Scannable::new(&folder(&format!("scannable-{producers}")), blobs, producers)
+        for (producers, found, goal) in [
+            (1, Found::Recycled, Some(0.85)),
+            (1, Found::Fresh, None),
+            (cores, Found::Recycled, None),
+            (cores, Found::Fresh, None),
+        ] {
+            let fresh = if found == Found::Fresh { " anew" } else { "" };
+            let name = format!("until scannable, {producers} from{fresh}");
+            // Fresh for the limit either way: the page cache.
+            let case = case(&name, "plain writes", goal, self.load_bytes);
+            frame.case(case, || {
+                Scannable::new(&folder(&format!("scannable-{producers}{fresh}")), blobs, producers, found)
             })?;
         }
 

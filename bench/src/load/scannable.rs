@@ -16,9 +16,21 @@ fn file_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Which memory a load finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// What the load before it has left to the cache.
+    Recycled,
+    /// Nothing: the cache is opened anew for each run.
+    Fresh,
+}
+
 /// Loads as images; the limit writes through the page cache.
 pub(super) struct Scannable {
-    store: Store,
+    /// Nothing only while it is opened anew.
+    store: Option<Store>,
+    folder: PathBuf,
+    found: Found,
     blobs: Blobs,
     producers: usize,
     /// Of the next run. Made before it, so that making them is neither timed nor in the way of fresh memory.
@@ -29,8 +41,13 @@ pub(super) struct Scannable {
 }
 
 impl Scannable {
-    pub(super) fn new(folder: &Path, blobs: Blobs, producers: usize) -> Result<Scannable, Failure> {
-        let store = Store::open(&folder.join("store"), 2 * blobs.bytes() + GIB)?;
+    pub(super) fn new(
+        folder: &Path,
+        blobs: Blobs,
+        producers: usize,
+        found: Found,
+    ) -> Result<Scannable, Failure> {
+        fs::create_dir_all(folder)?;
         let (parcels, subject) = blobs.parcels();
         let mut source = Memory::zeroed(usize::try_from(blobs.bytes()).expect("addresses have 64 bits"))?;
         Words::new(blobs.seed).fill(&mut source);
@@ -38,7 +55,9 @@ impl Scannable {
         let file_bytes = file_bytes(&blobs);
         let limit = Marks::of_written(paths.len(), file_bytes, PLAIN_BYTES, &source).0;
         Ok(Scannable {
-            store,
+            store: None,
+            folder: folder.join("store"),
+            found,
             blobs,
             producers,
             parcels,
@@ -77,10 +96,18 @@ impl Pair for Scannable {
     fn subject(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
         let plan = Store::plan(WritePath::Image, Durability::Background);
         let parcels = std::mem::take(&mut self.parcels);
-        let sealed = stopwatch.time(|| self.store.seal(plan, parcels, self.producers))?;
+        if self.found == Found::Fresh {
+            self.store = None;
+        }
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => Store::open(&self.folder, 2 * self.blobs.bytes() + GIB)?,
+        };
+        let store = self.store.insert(store);
+        let sealed = stopwatch.time(|| store.seal(plan, parcels, self.producers))?;
         sealed.close_for_writes()?;
-        let sum = sum_blobs(&self.store.lease()?)?;
-        self.store.flush()?;
+        let sum = sum_blobs(&store.lease()?)?;
+        store.flush()?;
         (self.parcels, _) = self.blobs.parcels();
         Ok(sum)
     }
