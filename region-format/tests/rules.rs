@@ -138,7 +138,7 @@ fn trailer_rules() {
 fn the_content_id_is_read_from_the_last_page() {
     let file = sample_v2();
     let (start, page) = file.split_at(file.len() - PAGE_BYTES);
-    let id = RegionView::open(&file).unwrap().trailer().content_id;
+    let id = RegionView::open(&file).unwrap().frame().unwrap().trailer().content_id;
     let read = |page: &[u8], bytes: usize| Trailer::content_id(page, bytes as u64);
     assert_eq!(read(page, file.len()), Ok(id));
     assert!(matches!(read(page, file.len() + PAGE_BYTES), Err(FormatError::Damaged { .. })));

@@ -108,6 +108,8 @@ failure_from!(
     pelton::ScanError,
     pelton::FlushError,
     pelton::SyncError,
+    pelton::CloseError,
+    pelton::ParcelError,
 );
 
 /// What all runs of a case came to.

@@ -1,5 +1,6 @@
 //! Operations as futures: they wait without a runtime, and dropped ones leave nothing behind.
 
+use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
