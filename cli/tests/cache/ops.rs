@@ -236,8 +236,8 @@ fn warm_takes_the_newest_as_far_as_there_is_room_and_says_what_is_left() {
     assert!(lines[1].starts_with("d/v@1#0") && lines[1].contains("not warmed: no room, "), "{lines:?}");
     let begun = Instant::now();
     story.run(&["warm", "--rate", "100MiB", "--where", "bytes>1"]).lines();
-    // Three of 20 MiB, of which the last step, of 8 MiB at most, need not have had its time.
-    assert!(begun.elapsed().as_millis() >= 510, "{:?}", begun.elapsed());
+    // Three of 20 MiB, of which the two last steps of two threads, of 8 MiB at most, need not have had their time.
+    assert!(begun.elapsed().as_millis() >= 280, "{:?}", begun.elapsed());
 }
 
 /// Goal: damage anywhere ends in exit code 1 and in a line that names the file and the block. Method: one bit flipped in
