@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
@@ -13,7 +13,10 @@ use crate::builder::CacheBuilder;
 use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
 use crate::cache::table::Table;
 use crate::config::Verify;
-use crate::events::{Event, EventHub, Events};
+use crate::events::{Event, EventHub, Events, reason};
+use crate::load::planning::{self, PlanError};
+use crate::load::registry::Registry;
+use crate::load::running::Offer;
 use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::region::smaps::large_page_bytes;
@@ -31,7 +34,7 @@ use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::RecoveryReport;
 use crate::snap::runner::Runner;
-use crate::snap::state::{Answer, SnapEvent, SnapState, Version};
+use crate::snap::state::{Answer, Limits, SnapEvent, SnapState, Version};
 use crate::snap::stream::{StreamMemory, open_stream};
 use crate::snap::warm::{WarmError, Warmth, verify_slice};
 use crate::spindle::engine::DiskError;
@@ -59,13 +62,22 @@ pub struct Cache {
     _handles: Arc<Handles>,
 }
 
-/// What dropping the last handle waits for, though snaps and open loads may live on: operations that were
-/// cancelled, and that still have hold of the cache.
-struct Handles(Arc<Waits>);
+/// What dropping the last handle ends and waits for, though snaps and open loads may live on: what loaders are at, and
+/// operations that were cancelled. Both have hold of the cache.
+struct Handles {
+    core: Weak<CacheCore>,
+    runner: Arc<Runner>,
+    waits: Arc<Waits>,
+}
 
 impl Drop for Handles {
     fn drop(&mut self) {
-        self.0.settle(Instant::now() + DROP_WAIT_MAX);
+        if let Some(core) = self.core.upgrade() {
+            core.stop_loaders();
+        }
+        let deadline = Instant::now() + DROP_WAIT_MAX;
+        self.runner.loads.wait(&Patience::until(Some(deadline)));
+        self.waits.settle(deadline);
     }
 }
 
@@ -93,7 +105,9 @@ pub(crate) struct CacheCore {
     entries: Mutex<Table>,
     epoch: u64,
     next_load: AtomicU64,
-    runner: Arc<Runner>,
+    pub(crate) runner: Arc<Runner>,
+    /// Which loader fills which slice.
+    loaders: Registry,
     /// Set once, by closing; read by whoever opens a load.
     closed: AtomicBool,
     pub(crate) events: Arc<EventHub>,
@@ -179,6 +193,20 @@ pub struct SnapStatus {
     pub blob_bytes: u64,
     /// How many bytes its files take.
     pub file_bytes: u64,
+    /// Why it is not tried again yet, if it is so: its load, the plan of that, or its warming has failed.
+    pub failure: Option<SnapFailure>,
+}
+
+/// What went wrong with a snap, and when it is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapFailure {
+    /// Why, for people.
+    pub why: String,
+    /// How often in a row. Each time doubles the wait, up to five minutes.
+    pub in_a_row: u32,
+    /// How long it is not tried again.
+    pub again_in: Duration,
 }
 
 impl Cache {
@@ -188,7 +216,10 @@ impl Cache {
     }
 
     pub(crate) fn from_core(core: CacheCore) -> Cache {
-        Cache { _handles: Arc::new(Handles(core.waits.clone())), core: Arc::new(core) }
+        let core = Arc::new(core);
+        core.runner.attach(&core);
+        let (runner, waits) = (core.runner.clone(), core.waits.clone());
+        Cache { _handles: Arc::new(Handles { core: Arc::downgrade(&core), runner, waits }), core }
     }
 
     #[cfg(test)]
@@ -433,6 +464,10 @@ pub struct SpindleStatus {
 }
 
 impl Snap {
+    pub(crate) fn new(core: Arc<CacheCore>, entry: Arc<Entry>) -> Snap {
+        Snap { core, entry }
+    }
+
     /// The slice's key.
     pub fn key(&self) -> &Key {
         &self.entry.key
@@ -483,6 +518,23 @@ impl Snap {
                 _ => return Err(LoadError::Busy { key: key() }),
             }
         };
+        self.open_begun(version, plan, patience)
+    }
+
+    /// Opens the load that the decider has begun. What it fails with is reported.
+    pub(crate) fn open_begun(
+        &self,
+        version: Version,
+        plan: LoadPlan,
+        patience: &Patience,
+    ) -> Result<SliceWriter, LoadError> {
+        let key = || self.entry.key.clone();
+        let report = |error: LoadError, event| {
+            self.entry.facts().load_error = Some(reason(&error));
+            self.entry.report(event);
+            error
+        };
+        let regions = plan.regions.unwrap_or(self.core.regions_default);
         let load_number = version.load;
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
@@ -493,8 +545,8 @@ impl Snap {
             place()
         });
         let placed = placed.map_err(|refusals| {
-            self.entry.report(SnapEvent::LoadCancelled { version }); // It says nothing about the slice.
-            LoadError::NoSpindle { key: key(), refusals }
+            let error = LoadError::NoSpindle { key: key(), refusals };
+            report(error, SnapEvent::LoadCancelled { version }) // It says nothing about the slice.
         })?;
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
         let deadline = plan.deadline;
@@ -505,12 +557,13 @@ impl Snap {
                 let (core, entry) = (self.core.clone(), self.entry.clone());
                 SliceWriter::new(core, entry, plan, folders.clone(), placed.space, patience)
             });
-        open.inspect_err(|error| {
+        open.map_err(|error| {
             self.core.remove_load(key(), folders, deadline, Vec::new());
-            self.entry.report(match error {
+            let event = match error {
                 LoadError::Disk { .. } => SnapEvent::LoadFailed { version },
                 _ => SnapEvent::LoadCancelled { version },
-            });
+            };
+            report(error, event)
         })
     }
 
@@ -546,6 +599,15 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
+        let mut options = *options;
+        let mut offer = None;
+        if options.refresh && !self.core.is_closed() && options.want == Want::Latest {
+            offer = self.ask_loader(patience)?;
+            if let Some(offer) = &offer {
+                options.want = Want::Fingerprint(offer.plan.fingerprint);
+            }
+        }
+        let options = &options;
         loop {
             if let Some(manifest) = self.manifest_to_stream(options) {
                 match open_stream(&self.core, &manifest, options.deadline) {
@@ -564,8 +626,15 @@ impl Snap {
                     }
                 }
             }
-            match self.entry.lease(options.want, patience) {
-                (Reply::Lease(version, hot), has_waited) => {
+            let (reply, has_waited) = match &offer {
+                None => self.entry.lease(options.want, patience),
+                Some(offer) => {
+                    let load = self.core.next_load.fetch_add(1, Ordering::Relaxed);
+                    self.entry.lease_or_load(options.want, Offer::clone(offer), load, patience)
+                }
+            };
+            match reply {
+                Reply::Lease(version, hot) => {
                     let held = Held::new(self.entry.clone(), version.fingerprint, Some(version));
                     // What was waited for was verified on its way.
                     if !has_waited {
@@ -576,14 +645,48 @@ impl Snap {
                     }
                     return Ok(Lease::in_memory(hot, held, self.core.scan_threads.clone()));
                 }
-                (Reply::Other(Answer::Again), _) if self.entry.is_gone() => {
+                Reply::Other(Answer::Again) if self.entry.is_gone() => {
                     return self.anew().lease_patiently(options, patience);
                 }
+                Reply::Other(Answer::Again) if offer.is_some() => {} // A later load has overtaken its number.
                 // Another's patience was over, so it asks anew and waits itself. Or it is streamed.
-                (Reply::Other(Answer::WarmRefused), _) if self.can_ask_again(options, patience) => {}
-                (Reply::Other(answer), _) => return Err(self.lease_error(answer, options.want)),
+                Reply::Other(Answer::WarmRefused) if self.can_ask_again(options, patience) => {}
+                Reply::Other(answer) => {
+                    let could_be_loaded =
+                        matches!(answer, Answer::NotThere | Answer::OtherFingerprint(_) | Answer::Damaged);
+                    if could_be_loaded && offer.is_none() {
+                        offer = self.ask_loader(patience)?;
+                    }
+                    match (&offer, options.want) {
+                        (Some(offer), Want::Fingerprint(expected)) if offer.plan.fingerprint != expected => {
+                            let (key, planned) = (self.entry.key.clone(), offer.plan.fingerprint);
+                            return Err(LeaseError::OtherPlan { key, planned, expected: Box::new(expected) });
+                        }
+                        (Some(_), _) if could_be_loaded => {}
+                        _ => return Err(self.lease_error(answer, options.want)),
+                    }
+                }
             }
         }
+    }
+
+    /// What the slice's loader would load now; nothing if it has none.
+    fn ask_loader(&self, patience: &Patience) -> Result<Option<Offer>, LeaseError> {
+        let Some(loader) = self.core.loaders.of(&self.entry.key) else { return Ok(None) };
+        let key = || self.entry.key.clone();
+        match planning::plan(&self.core, &self.entry, loader, patience) {
+            Ok(plan) => Ok(Some(Offer { plan, loader: loader.clone() })),
+            Err(PlanError::NotThere) => Err(LeaseError::NotThere { key: key() }),
+            Err(PlanError::Failed(why)) => Err(LeaseError::LoadFailed { key: key(), why }),
+            Err(PlanError::NotYet { until }) => Err(self.failed_until(until)),
+            Err(PlanError::Cancelled) if self.core.is_closed() => Err(LeaseError::Closed { key: key() }),
+            Err(PlanError::Late | PlanError::Cancelled) => Err(LeaseError::Deadline { key: key() }),
+        }
+    }
+
+    fn failed_until(&self, until: Duration) -> LeaseError {
+        let again_in = until.saturating_sub(self.entry.now());
+        LeaseError::Failed { key: self.entry.key.clone(), again_in, why: self.entry.why_failed() }
     }
 
     /// The manifest whose regions a lease reads from the disk, if it does.
@@ -623,10 +726,8 @@ impl Snap {
             (Answer::OtherFingerprint(found), Want::Fingerprint(expected)) => {
                 LeaseError::OtherFingerprint { key, found, expected: Box::new(expected) }
             }
-            (Answer::LoadFailed, _) => LeaseError::LoadFailed { key },
-            (Answer::Failed { until }, _) => {
-                LeaseError::Failed { key, again_in: until.saturating_sub(self.entry.now()) }
-            }
+            (Answer::LoadFailed, _) => LeaseError::LoadFailed { key, why: self.entry.why_load_failed() },
+            (Answer::Failed { until }, _) => self.failed_until(until),
             (Answer::WarmFailed | Answer::WarmRefused | Answer::Damaged, _) => {
                 match self.entry.facts().warm_error.clone() {
                     Some(source) => LeaseError::Warm { key, source },
@@ -773,6 +874,11 @@ fn status(entry: &Entry) -> SnapStatus {
     let (state, durable, unsaved, pinned, version) = entry.desk.look(|snap| {
         (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
     });
+    let failure = entry.desk.look(|snap| snap.failure(now)).map(|(in_a_row, until)| SnapFailure {
+        why: entry.why_failed(),
+        in_a_row,
+        again_in: until.saturating_sub(now),
+    });
     let manifest = entry.manifest();
     let sum = |of: fn(&RegionRecord) -> u64| {
         manifest.as_ref().map_or(0, |manifest| manifest.regions.iter().map(of).sum())
@@ -788,6 +894,7 @@ fn status(entry: &Entry) -> SnapStatus {
         blob_count: sum(|region| region.blob_count),
         blob_bytes: sum(|region| region.blob_bytes),
         file_bytes: sum(|region| region.file_bytes),
+        failure,
     }
 }
 
@@ -808,6 +915,8 @@ impl CacheCore {
         slices: BTreeMap<Key, Manifest>,
         next_load: u64,
         recovery: RecoveryReport,
+        loaders: Registry,
+        limits: Limits,
     ) -> CacheCore {
         let events = Arc::new(EventHub::new(slices.len()));
         for spindle in &spindles {
@@ -821,7 +930,7 @@ impl CacheCore {
         let budget =
             MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces).with_paging(paging);
         let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
-        let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone()));
+        let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone(), limits));
         let entry = |(key, manifest): (Key, Manifest)| {
             (key.clone(), Arc::new(Entry::new(key, Some(manifest), runner.clone())))
         };
@@ -846,6 +955,7 @@ impl CacheCore {
             epoch,
             next_load: AtomicU64::new(next_load),
             runner,
+            loaders,
             closed: AtomicBool::new(false),
             events,
             waits: Arc::default(),
@@ -884,19 +994,28 @@ impl CacheCore {
         self.closed.store(true, Ordering::Relaxed);
         let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
+        self.stop_loaders();
+        // Meanwhile commits go on.
+        let loading = self.runner.loads.wait(patience);
         let unfinished = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             // Nobody hears it, and nobody has said how long the disks may take.
-            return Err(CloseError { unfinished, failed: Vec::new(), abandoned: Vec::new() });
+            return Err(CloseError { loading, unfinished, failed: Vec::new(), abandoned: Vec::new() });
         }
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         let abandoned = close_spindles(&self.spindles, deadline);
         self.events.stop();
         let failed = self.runner.commits.take_failed();
-        if unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
+        if loading.is_empty() && unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
             return Ok(());
         }
-        Err(CloseError { unfinished, failed, abandoned })
+        Err(CloseError { loading, unfinished, failed, abandoned })
+    }
+
+    /// Ends what loaders are at, and does not wait for it.
+    fn stop_loaders(&self) {
+        let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
+        entries.iter().for_each(Entry::stop_loaders);
     }
 
     pub(crate) fn next_lane(&self) -> Lane {

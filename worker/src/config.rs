@@ -8,14 +8,18 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::region::residence::Residence;
 use crate::scan::stream::RING_BYTES_MAX;
+use crate::snap::state::Limits;
 use crate::units::{GIB, KIB, MIB, SizeError, Unrounded, grouped, parse_size};
 
 pub(crate) mod host;
+pub(crate) mod view;
 
 use host::{Host, MemorySource};
+use view::View;
 
 const MEMORY_MIN: u64 = 64 * MIB;
 /// Where nothing tells how much memory there is.
@@ -115,6 +119,12 @@ pub struct Config {
     pub sigbus_guard: bool,
     /// Whether spindles may lie on network file systems.
     pub network_folders: bool,
+    /// What holds for some of the slices, in the order in which it is asked.
+    #[cfg_attr(feature = "serde", serde(rename = "view"))]
+    pub views: Vec<View>,
+    /// How long what has failed is not tried again, at first and at most. By default a second, and five minutes.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub heal_after: Option<(Duration, Duration)>,
 }
 
 /// One spindle: `DIR` or `DIR:SIZE` on a command line.
@@ -178,6 +188,7 @@ pub(crate) struct Settings {
     pub(crate) residence: Residence,
     pub(crate) sigbus_guard: bool,
     pub(crate) network_folders: bool,
+    pub(crate) limits: Limits,
 }
 
 impl Config {
@@ -240,6 +251,13 @@ impl Config {
         if let Some(floor) = self.free_floor {
             check_size("free_floor", floor, 0..=CAPACITY_MAX)?;
         }
+        let limits = match self.heal_after {
+            None => Limits::default(),
+            Some((heal_min, heal_max)) if heal_min <= heal_max => Limits { heal_min, heal_max },
+            Some((min, max)) => {
+                return Err(refuse("heal_after", format_args!("{min:?}"), format!("up to {max:?}, its maximum")));
+            }
+        };
         Ok(Settings {
             spindles: self.spindles.clone(),
             memory,
@@ -262,6 +280,7 @@ impl Config {
             residence: self.residence,
             sigbus_guard: self.sigbus_guard,
             network_folders: self.network_folders,
+            limits,
         })
     }
 

@@ -14,6 +14,8 @@ use crate::cache::Want;
 use crate::cache::close::UnderWay;
 use crate::cache::told::{Outcome, Tell, Told, outcome};
 use crate::events::{Event, EventHub, reason};
+use crate::load::planning::Planning;
+use crate::load::running::{self, Offer, Running};
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::snap::commit::Commit;
@@ -21,7 +23,7 @@ use crate::snap::desk::{Desk, Reply};
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
 use crate::snap::runner::Runner;
-use crate::snap::state::{Command, Decider, Form, Limits, SnapEvent, Version, WaiterId};
+use crate::snap::state::{Command, Decider, Form, SnapEvent, Version, WaiterId};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 
@@ -41,6 +43,14 @@ pub(crate) struct Facts {
     pub(crate) manifests: BTreeMap<u64, Arc<Manifest>>,
     /// What is sealed, and waits for its commit to begin.
     pub(crate) cargo: BTreeMap<u64, Cargo>,
+    /// Plans that loads may be begun by, by the numbers that these would have.
+    pub(crate) offers: BTreeMap<u64, Offer>,
+    /// The plan that a loader is being asked for.
+    pub(crate) planning: Option<Arc<Planning>>,
+    /// The load that a loader is at.
+    pub(crate) running: Option<Running>,
+    /// Why the last load failed, or was not planned, for people.
+    pub(crate) load_error: Option<String>,
     /// Why the last warming failed.
     pub(crate) warm_error: Option<Arc<WarmError>>,
     /// Why the last removal failed.
@@ -114,7 +124,7 @@ impl Entry {
     pub(crate) fn new(key: Key, found: Option<Manifest>, runner: Arc<Runner>) -> Entry {
         let mut facts = Facts::default();
         let desk = match found {
-            None => Desk::new(Decider::cold(Limits::default()), None),
+            None => Desk::new(Decider::cold(runner.limits), None),
             Some(manifest) => {
                 let version = manifest.version();
                 let is_empty = manifest.regions.is_empty();
@@ -122,7 +132,7 @@ impl Entry {
                     || HotSlice::new(key.clone(), version.fingerprint, version.load, Vec::new(), None);
                 let memory = is_empty.then(|| (version, Arc::new(slice())));
                 facts.manifests.insert(version.load, Arc::new(manifest));
-                Desk::new(Decider::found(Limits::default(), version, is_empty), memory)
+                Desk::new(Decider::found(runner.limits, version, is_empty), memory)
             }
         };
         Entry { key, desk, runner, facts: Mutex::new(facts), holders: Mutex::default() }
@@ -148,7 +158,35 @@ impl Entry {
     /// Whoever asks first for a slice that is to be warmed waits for the memory, too. At the end of its patience the
     /// others are told that there was none, and the next one asks for itself.
     pub(crate) fn lease(self: &Arc<Self>, want: Want, patience: &Patience) -> (Reply<HotSlice>, bool) {
-        let ask = |waiter| SnapEvent::Lease { waiter, want, offer: None };
+        self.ask_for_lease(want, None, patience)
+    }
+
+    /// The same for somebody who knows a loader. If it is not there, and nobody loads it already, its load begins under
+    /// that number.
+    pub(crate) fn lease_or_load(
+        self: &Arc<Self>,
+        want: Want,
+        offer: Offer,
+        load: u64,
+        patience: &Patience,
+    ) -> (Reply<HotSlice>, bool) {
+        let version = Version { load, fingerprint: offer.plan.fingerprint };
+        self.facts().offers.insert(load, offer);
+        let leased = self.ask_for_lease(want, Some(version), patience);
+        // It has begun, or it can't any more: nobody waits with it.
+        if self.desk.look(Decider::loading) != Some(version) {
+            self.facts().offers.remove(&load);
+        }
+        leased
+    }
+
+    fn ask_for_lease(
+        self: &Arc<Self>,
+        want: Want,
+        offer: Option<Version>,
+        patience: &Patience,
+    ) -> (Reply<HotSlice>, bool) {
+        let ask = |waiter| SnapEvent::Lease { waiter, want, offer };
         let mut warming = None;
         let asked = self.desk.ask_later(self.now(), ask, &mut |command| match command {
             Command::StartWarming(version) => warming = Some(version),
@@ -174,7 +212,42 @@ impl Entry {
     fn wait(self: &Arc<Self>, waiter: WaiterId, patience: &Patience) -> Reply<HotSlice> {
         let _watches = patience.watch(&Waker::from(self.clone()));
         let waited = self.desk.wait(waiter, patience);
-        waited.unwrap_or_else(|| self.desk.give_up(self.now(), waiter, &mut self.beginning()))
+        waited.unwrap_or_else(|| {
+            let reply = self.desk.give_up(self.now(), waiter, &mut self.beginning());
+            self.stop_unwanted_load();
+            reply
+        })
+    }
+
+    /// Ends the load that a loader is at, if nobody waits for it and it is to end then. Somebody who comes at this moment
+    /// begins another one.
+    fn stop_unwanted_load(self: &Arc<Self>) {
+        let running = self.facts().running.as_ref().filter(|load| load.ends_unwanted()).map(|load| load.version);
+        if let Some(version) = running.filter(|version| !self.desk.look(|snap| snap.is_awaited(*version))) {
+            running::stop(self, version);
+        }
+    }
+
+    /// Ends what loaders are at: plans and loads.
+    pub(crate) fn stop_loaders(self: &Arc<Self>) {
+        let (planning, version) = {
+            let facts = self.facts();
+            (facts.planning.clone(), facts.running.as_ref().map(|running| running.version))
+        };
+        if let Some(planning) = planning {
+            planning.cancel.cancel();
+        }
+        if let Some(version) = version {
+            running::stop(self, version);
+        }
+    }
+
+    /// Runs what may wait for a disk on a thread of its own.
+    pub(crate) fn aside(&self, thread: &str, run: impl FnOnce() + Send + 'static) {
+        self.runner.aside(thread, self.key.clone(), move |under_way| {
+            run();
+            drop(under_way);
+        });
     }
 
     /// Tells what has happened.
@@ -225,6 +298,21 @@ impl Entry {
             }
         }
         told
+    }
+
+    /// Why its last load or warming has failed, for people.
+    pub(crate) fn why_failed(&self) -> String {
+        match self.desk.look(Decider::on_disk) {
+            None => self.why_load_failed(),
+            Some(_) => match &self.facts().warm_error {
+                Some(error) => reason(&**error),
+                None => "its files could not be read".to_owned(),
+            },
+        }
+    }
+
+    pub(crate) fn why_load_failed(&self) -> String {
+        self.facts().load_error.clone().unwrap_or_else(|| "it was not told why".to_owned())
     }
 
     /// What the manifest names now, unless it is about to go.
@@ -297,7 +385,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::snap::state::Answer;
+    use crate::snap::state::{Answer, Limits};
 
     #[derive(Default)]
     struct Bell(AtomicU32);
