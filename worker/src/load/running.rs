@@ -81,7 +81,7 @@ pub(crate) fn stop(entry: &Arc<Entry>, version: Version) {
     };
     if let Some(handle) = handle {
         // What it has written goes with it, and that may wait for a disk.
-        entry.aside("pelton-remove", move || handle.cancel());
+        entry.end_load(move || handle.cancel());
     }
 }
 

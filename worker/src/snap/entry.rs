@@ -242,12 +242,9 @@ impl Entry {
         }
     }
 
-    /// Runs what may wait for a disk on a thread of its own.
-    pub(crate) fn aside(&self, thread: &str, run: impl FnOnce() + Send + 'static) {
-        self.runner.aside(thread, self.key.clone(), move |under_way| {
-            run();
-            drop(under_way);
-        });
+    /// Runs what ends a load on a thread of its own, since it may wait for a disk.
+    pub(crate) fn end_load(&self, end: impl FnOnce() + Send + 'static) {
+        self.runner.end_load(self.key.clone(), end);
     }
 
     /// Tells what has happened.

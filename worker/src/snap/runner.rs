@@ -177,23 +177,34 @@ impl Runner {
     /// Runs what may wait for a disk on a thread of its own, which the cache's last handle waits for. So `run`
     /// must not hold the cache, and lets go of its spindles before it says that it has ended.
     pub(crate) fn aside(&self, thread: &str, key: Key, run: impl FnOnce(UnderWay) + Send + 'static) {
-        let under_way = self.commits.begin(key);
-        let job = Arc::new(Mutex::new(Some(move || run(under_way))));
-        let of_thread = job.clone();
-        let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
-            let job = take(&of_thread);
-            drop(of_thread);
-            if let Some(run) = job {
-                run();
-            }
+        aside(self.commits.begin(key), thread, run);
+    }
+
+    /// The same for what ends a load that a loader is at. It may hold the cache.
+    pub(crate) fn end_load(&self, key: Key, end: impl FnOnce() + Send + 'static) {
+        aside(self.loads.begin(key), "pelton-remove", move |under_way| {
+            end();
+            drop(under_way);
         });
-        // Where the system has no thread to give, this one does it.
-        if spawned.is_err()
-            && let Some(run) = take(&job)
-        {
+    }
+}
+
+fn aside(under_way: UnderWay, thread: &str, run: impl FnOnce(UnderWay) + Send + 'static) {
+    let job = Arc::new(Mutex::new(Some(move || run(under_way))));
+    let of_thread = job.clone();
+    let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+        let job = take(&of_thread);
+        drop(of_thread);
+        if let Some(run) = job {
             run();
         }
+    });
+    // Where the system has no thread to give, this one does it.
+    if spawned.is_err()
+        && let Some(run) = take(&job)
+    {
+        run();
     }
 }
 

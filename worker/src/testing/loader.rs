@@ -57,6 +57,7 @@ struct State {
     fill_faults: VecDeque<LoaderFault>,
     plans: u64,
     fills: u64,
+    hangs: u64,
     let_go: bool,
 }
 
@@ -102,10 +103,10 @@ impl FaultyLoader {
         self.lock().fills
     }
 
-    /// Waits until it has begun so many fills. Says whether it has, in time.
-    pub fn wait_for_fills(&self, fills: u64, deadline: Instant) -> bool {
+    /// Waits until so many of its plans and fills have begun to hang. Says whether they have, in time.
+    pub fn wait_for_hangs(&self, hangs: u64, deadline: Instant) -> bool {
         let mut state = self.lock();
-        while state.fills < fills {
+        while state.hangs < hangs {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -154,6 +155,8 @@ impl FaultyLoader {
         let waker = std::task::Waker::from(self.shared.clone());
         let _watches = patience.watch(&waker);
         let mut state = self.lock();
+        state.hangs += 1;
+        self.shared.changed.notify_all();
         loop {
             if fault == LoaderFault::Hang && patience.check().is_err() {
                 return Err(LoaderError::Cancelled);
@@ -197,7 +200,6 @@ impl Loader for FaultyLoader {
             state.fills += 1;
             (state.generation, state.fill_faults.pop_front())
         };
-        self.shared.changed.notify_all();
         let all = if fault == Some(LoaderFault::Empty) { 0 } else { self.shared.blob_count };
         self.send(fill, generation, 0..all / 2)?;
         let patience = Patience { cancel: Some(fill.cancel().clone()), ..Patience::default() };
