@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use pelton::testing::{FaultyLoader, LoaderFault};
+use pelton::files::{FileFormat, FilesLoader};
+use pelton::testing::{DiskFault, FaultyDisk, FaultyLoader, LoaderFault, When, open_on};
 use pelton::*;
 
 const BLOBS: u64 = 100;
@@ -92,7 +93,8 @@ fn a_slice_that_no_view_gives_a_loader_is_not_there() {
     assert!(matches!(cache.lease(&other, Want::Latest, None), Err(LeaseError::NotThere { .. })));
     assert_eq!(loader.plans(), 0);
     let unknown = View::new("test/*".parse().unwrap()).loader("unknown");
-    let error = Cache::builder().spindle(folder.path().join("other"), None).view(unknown).open().err().unwrap();
+    let error =
+        Cache::builder().spindle(folder.path().join("other"), None).view(unknown).open().err().unwrap();
     assert!(error.to_string().contains("\"unknown\""), "{error}");
 }
 
@@ -182,7 +184,11 @@ fn a_plan_that_fails_or_panics_heals_with_time_too() {
         std::thread::sleep(again_in);
     }
     assert!(matches!(lease(&cache), Err(LeaseError::NotThere { .. })));
-    assert_eq!(cache.snap(&key()).status().failure.map(|failure| failure.in_a_row), None, "that is no failure");
+    assert_eq!(
+        cache.snap(&key()).status().failure.map(|failure| failure.in_a_row),
+        None,
+        "that is no failure"
+    );
     check(&lease(&cache).unwrap(), 0);
     assert_eq!((loader.plans(), loader.fills()), (4, 1));
 }
@@ -363,7 +369,9 @@ fn reslices_race_leases_and_flushes() {
                             let want = Want::Fingerprint(FaultyLoader::fingerprint(generation));
                             match cache.lease(&key(), want, later()) {
                                 // The loader reads its generation when it fills: it may be ahead of its plan.
-                                Ok(lease) => assert_eq!(lease.fingerprint(), FaultyLoader::fingerprint(generation)),
+                                Ok(lease) => {
+                                    assert_eq!(lease.fingerprint(), FaultyLoader::fingerprint(generation))
+                                }
                                 Err(LeaseError::OtherPlan { .. }) => {}
                                 Err(error) => panic!("{error}"),
                             }
@@ -485,4 +493,126 @@ fn a_loader_of_futures_needs_no_runtime_and_is_dropped_at_a_cancel() {
     let soon = Some(Instant::now() + Duration::from_millis(20));
     assert!(matches!(cache.lease(&hanging, Want::Latest, soon), Err(LeaseError::Deadline { .. })));
     cache.close(later()).unwrap();
+}
+
+/// All blobs, sorted.
+fn blobs_of(lease: &Lease) -> Vec<Vec<u8>> {
+    let gather = |blobs: &mut Blobs<'_>, found: &mut Vec<Vec<u8>>| {
+        while let Some(blob) = blobs.next()? {
+            found.push(blob.to_vec());
+        }
+        Ok(())
+    };
+    let mut found = lease.scan(gather, |a, b| [a, b].concat()).unwrap();
+    found.sort();
+    found
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn cache_of_files(folder: &Path, format: FileFormat) -> CacheBuilder {
+    Cache::builder()
+        .spindle(folder.join("spindle"), None)
+        .memory(256 << 20)
+        .loader("files", FilesLoader::new(folder.join("data"), format))
+        .view(View::new("shop/*".parse().unwrap()).loader("files"))
+        .heal_after(Duration::ZERO, Duration::ZERO)
+}
+
+#[test]
+fn files_in_a_tree_are_slices_in_every_format() {
+    let framed: Vec<u8> = [&b"pear"[..], b"plum"]
+        .iter()
+        .flat_map(|blob| [&(blob.len() as u32).to_le_bytes()[..], blob].concat())
+        .collect();
+    let region = encode_to_vec(&Header::default(), ["pear", "plum"], None).unwrap();
+    let cases = [
+        (FileFormat::Lines, b"pear\nplum\n".to_vec(), vec!["pear", "plum"]),
+        (FileFormat::Framed, framed, vec!["pear", "plum"]),
+        (FileFormat::Raw, b"pear\nplum\n".to_vec(), vec!["pear\nplum\n"]),
+        (FileFormat::Region, region, vec!["pear", "plum"]),
+    ];
+    for (format, bytes, expected) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("data/shop/fruit/7/0/a"), &bytes);
+        write(&folder.path().join("data/shop/fruit/7/1"), &bytes);
+        write(&folder.path().join("data/shop/fruit/7/2/deep/b"), &bytes);
+        let cache = cache_of_files(folder.path(), format).open().unwrap();
+        for slice in 0..3 {
+            let key = Key::new("shop", "fruit", 7, slice).unwrap();
+            let lease = cache.lease(&key, Want::Latest, later()).unwrap();
+            assert_eq!(blobs_of(&lease), expected.iter().map(|blob| blob.as_bytes()).collect::<Vec<_>>());
+        }
+        let missing = Key::new("shop", "fruit", 7, 3).unwrap();
+        assert!(matches!(cache.lease(&missing, Want::Latest, later()), Err(LeaseError::NotThere { .. })));
+        let outside = Key::new("shop", "..", 7, 0).unwrap();
+        assert!(matches!(cache.lease(&outside, Want::Latest, later()), Err(LeaseError::NotThere { .. })));
+    }
+}
+
+#[test]
+fn files_that_change_are_loaded_anew_for_who_asks_for_what_is_there_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("data/shop/fruit/7/0/a");
+    write(&file, b"pear\n");
+    let cache = cache_of_files(folder.path(), FileFormat::Lines).open().unwrap();
+    let key = Key::new("shop", "fruit", 7, 0).unwrap();
+    let before = cache.lease(&key, Want::Latest, later()).unwrap();
+    write(&file, b"plum\n");
+    let same = cache.lease(&key, Want::Latest, later()).unwrap();
+    assert_eq!((blobs_of(&same), same.fingerprint()), (vec![b"pear".to_vec()], before.fingerprint()));
+    let mut options = LeaseOptions::default();
+    options.refresh = true;
+    let after = cache.lease_with(&key, &options).unwrap();
+    assert_eq!(blobs_of(&after), [b"plum"]);
+    assert_ne!(after.fingerprint(), before.fingerprint());
+}
+
+#[test]
+fn files_that_are_not_what_was_said_fail_their_load_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("data");
+    write(&root.join("shop/fruit/7/0/cut"), &[9, 0, 0, 0, 1]);
+    let cache = cache_of_files(folder.path(), FileFormat::Framed).open().unwrap();
+    let key = Key::new("shop", "fruit", 7, 0).unwrap();
+    let error = cache.lease(&key, Want::Latest, later()).unwrap_err().to_string();
+    assert!(error.contains("7/0/cut: frame 0 is cut off"), "{error}");
+    // A tree that is not mounted is not a tree without the slice.
+    std::fs::rename(&root, folder.path().join("elsewhere")).unwrap();
+    let error = cache.lease(&key, Want::Latest, later()).unwrap_err();
+    assert!(
+        matches!(&error, LeaseError::LoadFailed { why, .. } if why.contains("could not be read")),
+        "{error}"
+    );
+}
+
+/// A disk that fails is the loader's error to pass on, and no reason to load for ever.
+#[test]
+fn a_disk_that_refuses_fails_the_load_and_a_healed_one_takes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let spindle = folder.path().join("spindle");
+    let disk = FaultyDisk::new(&spindle, 7);
+    disk.fail(When::Every("create"), DiskFault::Error(5));
+    let loader = FaultyLoader::new(BLOBS);
+    let builder = Cache::builder()
+        .memory(256 << 20)
+        .free_floor(0)
+        .loader("faulty", loader.clone())
+        .view(View::new("test/loaders".parse().unwrap()).loader("faulty"))
+        .heal_after(Duration::ZERO, Duration::ZERO);
+    let cache = open_on(builder, std::slice::from_ref(&disk)).unwrap();
+    let error = lease(&cache).unwrap_err();
+    assert!(matches!(error, LeaseError::LoadFailed { .. }), "{error}");
+    disk.heal();
+    check(&lease(&cache).unwrap(), 0);
+    cache.sync(later()).unwrap();
+    assert!(disk.ops() > 0);
+    drop(cache);
+    // What was durable is there when the power has gone.
+    let builder = Cache::builder().memory(256 << 20).free_floor(0);
+    let cache = open_on(builder, &[disk.after_power_loss()]).unwrap();
+    check(&lease(&cache).unwrap(), 0);
 }

@@ -165,7 +165,7 @@ impl CacheBuilder {
     /// [`CacheError`].
     pub fn open(self) -> Result<Cache, CacheError> {
         let settings = self.config.settle(&Host::of_this_process())?;
-        let loaders = self.loaders.settle(&self.config.views)?;
+        let loaders = self.registry()?;
         let engine = match settings.engine {
             IoEngine::Auto => EngineKind::Auto,
             IoEngine::Uring => EngineKind::Uring,
@@ -173,6 +173,17 @@ impl CacheBuilder {
         };
         let engines = vec![engine; settings.spindles.len()];
         open(&settings, engines, HealthLimits::default(), loaders)
+    }
+
+    /// Which loader fills which slice. One that was registered under the name of one that comes with the cache takes its
+    /// place.
+    fn registry(&self) -> Result<Registry, ConfigError> {
+        let mut loaders = Loaders::default();
+        if let Some(files) = &self.config.loaders.files {
+            loaders.insert("files".to_owned(), Arc::new(Blocking(files.loader())));
+        }
+        loaders.extend(self.loaders.clone());
+        loaders.settle(&self.config.views)
     }
 
     /// Opens it on simulated disks, one for each spindle. The identity of a spindle stays on the real one.
@@ -183,7 +194,7 @@ impl CacheBuilder {
         health: HealthLimits,
     ) -> Result<Cache, CacheError> {
         let settings = self.config.settle(&Host::of_this_process())?;
-        let loaders = self.loaders.settle(&self.config.views)?;
+        let loaders = self.registry()?;
         open(&settings, disks.into_iter().map(EngineKind::Sim).collect(), health, loaders)
     }
 }

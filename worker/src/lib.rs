@@ -34,11 +34,15 @@ pub use budget::ledger::SpindleFull;
 pub use budget::memory::{MemoryRefused, MemoryUse};
 pub use builder::{CacheBuilder, CacheError};
 pub use cache::close::{CloseError, SyncError};
-pub use cache::{Cache, FlushError, LeaseStatus, MemoryReport, Snap, SnapFailure, SnapStatus, SpindleStatus, Want};
+pub use cache::{
+    Cache, FlushError, LeaseStatus, MemoryReport, Snap, SnapFailure, SnapStatus, SpindleStatus, Want,
+};
+pub use config::loaders::{FilesConfig, LoadersConfig};
 pub use config::view::View;
 pub use config::{Config, ConfigError, IoEngine, SpindleConfig, Verify};
 pub use doctor::{Diagnosis, Finding, SpindleDiagnosis, Verdict, doctor};
 pub use events::{Event, Events, NoEvent};
+pub use load::files;
 pub use load::fill::{Fill, Packer};
 pub use load::{AsyncLoader, Counts, Loader, LoaderError};
 pub use region::residence::Residence;

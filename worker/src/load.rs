@@ -8,6 +8,7 @@
 //! A loader is a value with two operations. It opens no slice and closes none: that is the cache's, which also decides
 //! when to ask it, for how many, and when to try again. `docs/loaders.md` is the page for who writes one.
 
+pub mod files;
 pub(crate) mod fill;
 pub(crate) mod planning;
 pub(crate) mod registry;

@@ -27,6 +27,11 @@ impl Loaders {
         self.0.insert(name, loader);
     }
 
+    /// All of the others. They replace those that have their names already.
+    pub(crate) fn extend(&mut self, others: Loaders) {
+        self.0.extend(others.0);
+    }
+
     /// Finds the loader of each view.
     ///
     /// # Errors

@@ -49,8 +49,7 @@ impl Running {
 /// Begins what the decider commands.
 pub(crate) fn start(core: Arc<CacheCore>, entry: Arc<Entry>, version: Version, offer: Offer) {
     let cancel = CancelToken::new();
-    let running =
-        Running { version, cancel: cancel.clone(), unwanted: offer.plan.unwanted, handle: None };
+    let running = Running { version, cancel: cancel.clone(), unwanted: offer.plan.unwanted, handle: None };
     entry.facts().running = Some(running);
     if core.is_closed() {
         cancel.cancel(); // Whoever closed may have looked before.
@@ -75,7 +74,9 @@ pub(crate) fn start(core: Arc<CacheCore>, entry: Arc<Entry>, version: Version, o
 pub(crate) fn stop(entry: &Arc<Entry>, version: Version) {
     let handle = {
         let facts = entry.facts();
-        let Some(running) = facts.running.as_ref().filter(|running| running.version == version) else { return };
+        let Some(running) = facts.running.as_ref().filter(|running| running.version == version) else {
+            return;
+        };
         running.cancel.cancel();
         running.handle.clone()
     };

@@ -222,7 +222,8 @@ impl Entry {
     /// Ends the load that a loader is at, if nobody waits for it and it is to end then. Somebody who comes at this moment
     /// begins another one.
     fn stop_unwanted_load(self: &Arc<Self>) {
-        let running = self.facts().running.as_ref().filter(|load| load.ends_unwanted()).map(|load| load.version);
+        let running =
+            self.facts().running.as_ref().filter(|load| load.ends_unwanted()).map(|load| load.version);
         if let Some(version) = running.filter(|version| !self.desk.look(|snap| snap.is_awaited(*version))) {
             running::stop(self, version);
         }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use pelton_region_format::Key;
 
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
-use crate::cache::close::{Commits, UnderWay};
 use crate::cache::CacheCore;
+use crate::cache::close::{Commits, UnderWay};
 use crate::events::{Event, EventHub, reason};
 use crate::load::running;
 use crate::scan::patience::Patience;

@@ -64,7 +64,9 @@ struct State {
 impl FaultyLoader {
     /// One whose slices have so many blobs, of generation 0.
     pub fn new(blob_count: u64) -> FaultyLoader {
-        FaultyLoader { shared: Arc::new(Shared { blob_count, state: Mutex::default(), changed: Condvar::new() }) }
+        FaultyLoader {
+            shared: Arc::new(Shared { blob_count, state: Mutex::default(), changed: Condvar::new() }),
+        }
     }
 
     /// From here on the slices are of that generation: another fingerprint, and other blobs.
@@ -146,7 +148,9 @@ impl FaultyLoader {
                     _ => Ok(()),
                 }
             }
-            Some(fault @ (LoaderFault::Hang | LoaderFault::HangForEver)) => self.wait_to_be_let_go(fault, patience),
+            Some(fault @ (LoaderFault::Hang | LoaderFault::HangForEver)) => {
+                self.wait_to_be_let_go(fault, patience)
+            }
             _ => Ok(()),
         }
     }
