@@ -1,6 +1,7 @@
 //! Slices that loaders fill: when, how often, and what becomes of it when they fail, hang, panic or lie.
 
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -416,6 +417,27 @@ fn what_is_on_the_disk_after_a_restart_is_not_loaded_again() {
     assert_eq!(cache.snap(&key()).status().state, SnapState::Warm);
     check(&lease(&cache).unwrap(), 0);
     assert_eq!((loader.plans(), loader.fills()), (1, 1));
+}
+
+/// Goal: damage is no end of a slice that a loader knows. Method: a byte of a region's header is changed.
+#[test]
+fn a_damaged_slice_is_loaded_anew_for_who_leases_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let loader = FaultyLoader::new(BLOBS);
+    let cache = builder(folder.path(), &loader).residence(Residence::Image).open().unwrap();
+    drop(lease(&cache).unwrap());
+    cache.sync(later()).unwrap();
+    assert!(cache.snap(&key()).evict());
+    let region = region_files(folder.path()).pop().unwrap();
+    std::fs::File::options().write(true).open(region).unwrap().write_all_at(&[0xFF], 100).unwrap();
+    check(&lease(&cache).unwrap(), 0);
+    assert_eq!(loader.fills(), 2);
+}
+
+fn region_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { region_files(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "region")).collect()
 }
 
 #[test]
