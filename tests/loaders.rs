@@ -298,6 +298,7 @@ fn counts_that_differ_are_told_and_a_strict_plan_refuses_them() {
         _ => None,
     });
     assert_eq!(told, Some((BLOBS + 5, BLOBS)));
+    assert_eq!(cache.snap(&key()).status().counts.expected, Some(BLOBS + 5));
     let mut plan = LoadPlan::new(FaultyLoader::fingerprint(0));
     plan.strict_counts = true;
     loader.set_plan(plan);

@@ -14,6 +14,7 @@ use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
 use crate::cache::table::Table;
 use crate::config::Verify;
 use crate::events::{Event, EventHub, Events, reason};
+use crate::load::Counts;
 use crate::load::planning::{self, PlanError};
 use crate::load::registry::Registry;
 use crate::load::running::Offer;
@@ -193,6 +194,8 @@ pub struct SnapStatus {
     pub blob_bytes: u64,
     /// How many bytes its files take.
     pub file_bytes: u64,
+    /// What its source said of its blobs when they were loaded, if a loader did that since the cache was opened.
+    pub counts: Counts,
     /// Why it is not tried again yet, if it is so: its load, the plan of that, or its warming has failed.
     pub failure: Option<SnapFailure>,
 }
@@ -894,6 +897,7 @@ fn status(entry: &Entry) -> SnapStatus {
         blob_count: sum(|region| region.blob_count),
         blob_bytes: sum(|region| region.blob_bytes),
         file_bytes: sum(|region| region.file_bytes),
+        counts: entry.facts().counts,
         failure,
     }
 }

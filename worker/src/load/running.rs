@@ -37,6 +37,8 @@ pub(crate) struct Running {
     unwanted: Unwanted,
     /// There when it is open.
     handle: Option<LoadHandle>,
+    /// Whether it is to end: then whoever opens it ends it.
+    is_stopped: bool,
 }
 
 impl Running {
@@ -49,10 +51,16 @@ impl Running {
 /// Begins what the decider commands.
 pub(crate) fn start(core: Arc<CacheCore>, entry: Arc<Entry>, version: Version, offer: Offer) {
     let cancel = CancelToken::new();
-    let running = Running { version, cancel: cancel.clone(), unwanted: offer.plan.unwanted, handle: None };
+    let running = Running {
+        version,
+        cancel: cancel.clone(),
+        unwanted: offer.plan.unwanted,
+        handle: None,
+        is_stopped: false,
+    };
     entry.facts().running = Some(running);
     if core.is_closed() {
-        cancel.cancel(); // Whoever closed may have looked before.
+        stop(&entry, version); // Whoever closed may have looked before.
     }
     let under_way = core.runner.loads.begin(entry.key.clone());
     let of_thread = entry.clone();
@@ -72,14 +80,15 @@ pub(crate) fn start(core: Arc<CacheCore>, entry: Arc<Entry>, version: Version, o
 
 /// Ends a load soon: at once for what it has written, and for its loader when that looks.
 pub(crate) fn stop(entry: &Arc<Entry>, version: Version) {
-    let handle = {
-        let facts = entry.facts();
-        let Some(running) = facts.running.as_ref().filter(|running| running.version == version) else {
+    let (cancel, handle) = {
+        let mut facts = entry.facts();
+        let Some(running) = facts.running.as_mut().filter(|running| running.version == version) else {
             return;
         };
-        running.cancel.cancel();
-        running.handle.clone()
+        running.is_stopped = true;
+        (running.cancel.clone(), running.handle.take())
     };
+    cancel.cancel(); // Outside of the lock: it wakes whoever watches.
     if let Some(handle) = handle {
         // What it has written goes with it, and that may wait for a disk.
         entry.end_load(move || handle.cancel());
@@ -100,8 +109,8 @@ fn run(core: &Arc<CacheCore>, entry: &Arc<Entry>, version: Version, offer: &Offe
     // What it failed with is noted and reported there.
     let Ok(writer) = snap.open_begun(version, plan.clone(), &patience) else { return };
     let handle = writer.handle();
-    if let Some(running) = entry.facts().running.as_mut().filter(|running| running.version == version) {
-        running.handle = Some(handle.clone());
+    if !hand_over(entry, version, &handle) {
+        return handle.cancel();
     }
     let fill = Fill::new(writer, plan, cancel.clone());
     let (ended, end) = bounded(0);
@@ -116,6 +125,18 @@ fn run(core: &Arc<CacheCore>, entry: &Arc<Entry>, version: Version, offer: &Offe
         Err(panic) => return handle.fail(format!("its loader panicked: {}", message_of(panic))),
     };
     seal(entry, fill, counts);
+}
+
+/// Lets others end a load that is open. Says whether it is still to go on.
+fn hand_over(entry: &Entry, version: Version, handle: &LoadHandle) -> bool {
+    let mut facts = entry.facts();
+    match facts.running.as_mut().filter(|running| running.version == version) {
+        Some(running) if !running.is_stopped => {
+            running.handle = Some(handle.clone());
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Ends the load at its deadline, also if its loader hangs.

@@ -775,6 +775,7 @@ impl SealedSlice {
         if let Some(before) = known.filter(|before| *before != fingerprint && !self.core.is_closed()) {
             self.core.events.tell(|| Event::Resliced { key: key(), before, fingerprint });
         }
+        self.entry.facts().counts = self.counts;
         let told = self.entry.seal(commit, waits);
         // A closed cache drops it at once, and says so also to who would not wait.
         let patience = match waits {

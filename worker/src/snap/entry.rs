@@ -14,6 +14,7 @@ use crate::cache::Want;
 use crate::cache::close::UnderWay;
 use crate::cache::told::{Outcome, Tell, Told, outcome};
 use crate::events::{Event, EventHub, reason};
+use crate::load::Counts;
 use crate::load::planning::Planning;
 use crate::load::running::{self, Offer, Running};
 use crate::scan::cancel::CancelToken;
@@ -49,6 +50,8 @@ pub(crate) struct Facts {
     pub(crate) planning: Option<Arc<Planning>>,
     /// The load that a loader is at.
     pub(crate) running: Option<Running>,
+    /// What the source said of the blobs of the last load that was sealed.
+    pub(crate) counts: Counts,
     /// Why the last load failed, or was not planned, for people.
     pub(crate) load_error: Option<String>,
     /// Why the last warming failed.
