@@ -52,7 +52,7 @@ pub enum FileError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: FormatError,
+        source: Box<FormatError>,
     },
 }
 

@@ -221,11 +221,13 @@ impl Stream<'_> {
             }
             decoder.feed(chunk, &mut take).map_err(|stopped| match stopped {
                 Stopped::Sink(error) => error,
-                Stopped::Format(source) => FileError::Region { path: path.clone(), source }.into(),
+                Stopped::Format(source) => {
+                    FileError::Region { path: path.clone(), source: Box::new(source) }.into()
+                }
             })?;
             self.reader.consume(len);
         }
-        decoder.finish().map_err(|source| FileError::Region { path, source })?;
+        decoder.finish().map_err(|source| FileError::Region { path, source: Box::new(source) })?;
         Ok(())
     }
 
