@@ -114,7 +114,7 @@ mod tests {
     fn a_view_that_names_an_unknown_loader_is_refused_with_the_known_ones() {
         let mut loaders = Loaders::default();
         let view = View::new("a/*".parse().unwrap()).loader("fils");
-        let told = |loaders: &Loaders| loaders.settle(&[view.clone()]).err().unwrap().to_string();
+        let told = |loaders: &Loaders| loaders.settle(std::slice::from_ref(&view)).err().unwrap().to_string();
         let alone = "loader of view a/*@*#* is \"fils\", allowed is nothing: no loader is registered";
         assert_eq!(told(&loaders), alone);
         loaders.insert("files".to_owned(), Arc::new(Blocking(Nothing)));
