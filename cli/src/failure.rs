@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use pelton::FormatError;
+use pelton::files::FileError;
 
 /// Why a command ends early.
 ///
@@ -60,6 +61,20 @@ impl Failure {
     /// The bytes are not a whole region.
     pub(crate) fn format(path: &Path, error: &FormatError) -> Failure {
         Failure::file(path, with_next(error))
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Failure {
+        match &error {
+            FileError::Io { path, source } => Failure::io(path, "read", source),
+            FileError::Changed { path } => {
+                Failure::file(path, "was changed while it was loaded; load it again")
+            }
+            FileError::Content { path, message } => Failure::file(path, message),
+            FileError::Region { path, source } => Failure::format(path, source),
+            other => Failure::cache(other),
+        }
     }
 }
 

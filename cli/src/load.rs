@@ -1,13 +1,10 @@
 //! `pelton load`: blobs into slices of the cache.
 //!
 //! ```text
-//! input.rs ─▶ format.rs ─blobs─▶ slices.rs ─parcels─▶ the cache
-//!     └─▶ fingerprint.rs: is it there already?
+//! files of the library ─blobs─▶ slices.rs ─parcels─▶ the cache
+//!     └─▶ fingerprint: is it there already?
 //! ```
 
-mod fingerprint;
-mod format;
-mod input;
 mod slices;
 mod target;
 
@@ -25,9 +22,9 @@ use crate::progress::Progress;
 use crate::region::alignment;
 use crate::stdout::Stdout;
 use crate::usage::usage;
-use format::Format;
-use input::Input;
+use pelton::files::{self, FileFormat, Input};
 use pelton::units::{Size, count};
+use rustix::rand::{GetRandomFlags, getrandom};
 use slices::OpenSlices;
 use target::Target;
 
@@ -68,6 +65,30 @@ pub(crate) struct Load {
     /// One line of JSON
     #[arg(long)]
     json: bool,
+}
+
+/// How blobs stand in an input.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Each blob is a line; the line feed at its end does not belong to it
+    Lines,
+    /// Each blob is a length (u32, little-endian) and its bytes
+    Framed,
+    /// Each file is one blob
+    Raw,
+    /// Each file is a region file, of either version
+    Region,
+}
+
+impl From<Format> for FileFormat {
+    fn from(format: Format) -> FileFormat {
+        match format {
+            Format::Lines => FileFormat::Lines,
+            Format::Framed => FileFormat::Framed,
+            Format::Raw => FileFormat::Raw,
+            Format::Region => FileFormat::Region,
+        }
+    }
 }
 
 /// How parcels are packed on their way.
@@ -128,13 +149,17 @@ impl Load {
         self.check()?;
         let slices = self.slices.unwrap_or(1);
         let regions = self.regions.unwrap_or_else(cores);
-        let inputs = input::find(&self.from)?;
+        let inputs = match self.from == Path::new("-") {
+            true => vec![Input::stdin()],
+            false => files::find(&self.from)?,
+        };
+        let format = FileFormat::from(self.format);
         let config = self.cache.config()?;
         self.check_apart(&config)?;
         let cache = cache::open(config)?;
         let fingerprint = match self.fingerprint {
             Some(fingerprint) => fingerprint,
-            None => fingerprint::of_inputs(&inputs, self.format.name(), self.codec.name(), slices)?,
+            None => self.fingerprint_of(&inputs, slices)?,
         };
         let keys = self.key.keys(slices);
         if is_there(&cache, &self.key, &keys, fingerprint) {
@@ -154,7 +179,7 @@ impl Load {
         let mut open = OpenSlices::open(&cache, &keys, &plan, self.codec.into())?;
         let progress = Progress::new("loading", bytes_known);
         for input in &inputs {
-            self.format.walk(input, &progress, &mut |blob| open.push(blob))?;
+            format.walk(input, &mut |bytes| progress.advance(bytes.len()), &mut |blob| open.push(blob))?;
             input.check_unchanged()?;
         }
         // All are sealed before the first is closed: what fails until then leaves the old slices in place.
@@ -180,6 +205,16 @@ impl Load {
             self.tell(&outcome)?;
         }
         Ok(())
+    }
+
+    /// What can be read only once gets a random one, so it is never taken for something else.
+    fn fingerprint_of(&self, inputs: &[Input], slices: u32) -> Result<Fingerprint, Failure> {
+        let progress = Progress::new("fingerprinting", inputs.iter().map(Input::len).sum());
+        let seen = &mut |bytes: &[u8]| progress.advance(bytes.len());
+        match files::fingerprint(inputs, self.format.into(), self.codec.name(), slices, seen)? {
+            Some(fingerprint) => Ok(fingerprint),
+            None => random(),
+        }
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -222,6 +257,16 @@ impl Load {
         // At once: without --durable the commit is still to come.
         stdout.flush()
     }
+}
+
+fn random() -> Result<Fingerprint, Failure> {
+    let mut bytes = [0; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())
+            .map_err(|error| Failure::Cache(format!("the system gave no random numbers: {error}")))?;
+    }
+    Ok(Fingerprint::from_bytes(bytes))
 }
 
 /// Waits until slices that were closed are on the disk.

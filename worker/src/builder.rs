@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cache::{Cache, CacheCore};
 use crate::config::host::Host;
+use crate::config::view::View;
 use crate::config::{Config, ConfigError, IoEngine, Settings, SpindleConfig, Verify};
+use crate::load::registry::{Loaders, Registry};
+use crate::load::{AsyncLoader, Blocking, Loader, Polled};
 use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::scan::threads::ScanThreads;
@@ -21,6 +24,7 @@ use crate::spindle::identity::NetworkFolders;
 #[must_use]
 pub struct CacheBuilder {
     config: Config,
+    loaders: Loaders,
 }
 
 /// Why a cache can't be opened.
@@ -50,7 +54,7 @@ impl CacheBuilder {
     /// With all settings from a [`Config`], which may have come from a file. What is called after it adds to
     /// them or overrides them.
     pub fn from_config(config: Config) -> Self {
-        CacheBuilder { config }
+        CacheBuilder { config, loaders: Loaders::default() }
     }
 
     /// Adds a folder on a disk, and how many bytes it may hold: a number, or `None` for half of what is free
@@ -130,34 +134,77 @@ impl CacheBuilder {
         self
     }
 
+    /// Registers a loader under a name, by which views call it. It fills nothing that no view says.
+    pub fn loader(mut self, name: impl Into<String>, loader: impl Loader) -> Self {
+        self.loaders.insert(name.into(), Arc::new(Blocking(loader)));
+        self
+    }
+
+    /// The same for a loader whose operations are futures.
+    pub fn async_loader(mut self, name: impl Into<String>, loader: impl AsyncLoader) -> Self {
+        self.loaders.insert(name.into(), Arc::new(Polled(loader)));
+        self
+    }
+
+    /// Says what holds for some of the slices. Of each setting, the first view that matches a slice and has it counts.
+    pub fn view(mut self, view: View) -> Self {
+        self.config.views.push(view);
+        self
+    }
+
+    /// How long a slice whose load or warming has failed is not tried again: this the first time, twice as long after each
+    /// further failure in a row, but never longer than `max`. By default a second, and five minutes.
+    pub fn heal_after(mut self, min: Duration, max: Duration) -> Self {
+        self.config.heal_after = Some((min, max));
+        self
+    }
+
     /// Opens the cache, and finds what earlier ones have left on the spindles.
     ///
     /// # Errors
     /// [`CacheError`].
     pub fn open(self) -> Result<Cache, CacheError> {
         let settings = self.config.settle(&Host::of_this_process())?;
+        let loaders = self.registry()?;
         let engine = match settings.engine {
             IoEngine::Auto => EngineKind::Auto,
             IoEngine::Uring => EngineKind::Uring,
             IoEngine::Threads => EngineKind::Threads,
         };
         let engines = vec![engine; settings.spindles.len()];
-        open(&settings, engines, HealthLimits::default())
+        open(&settings, engines, HealthLimits::default(), loaders)
+    }
+
+    /// Which loader fills which slice. One that was registered under the name of one that comes with the cache takes its
+    /// place.
+    fn registry(&self) -> Result<Registry, ConfigError> {
+        let mut loaders = Loaders::default();
+        if let Some(files) = &self.config.loaders.files {
+            loaders.insert("files".to_owned(), Arc::new(Blocking(files.loader())));
+        }
+        loaders.extend(self.loaders.clone());
+        loaders.settle(&self.config.views)
     }
 
     /// Opens it on simulated disks, one for each spindle. The identity of a spindle stays on the real one.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn open_on(
         self,
         disks: Vec<crate::spindle::engine::sim::SimDisk>,
         health: HealthLimits,
     ) -> Result<Cache, CacheError> {
         let settings = self.config.settle(&Host::of_this_process())?;
-        open(&settings, disks.into_iter().map(EngineKind::Sim).collect(), health)
+        let loaders = self.registry()?;
+        open(&settings, disks.into_iter().map(EngineKind::Sim).collect(), health, loaders)
     }
 }
 
-fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> Result<Cache, CacheError> {
+fn open(
+    settings: &Settings,
+    engines: Vec<EngineKind>,
+    health: HealthLimits,
+    loaders: Registry,
+) -> Result<Cache, CacheError> {
     let spindles = open_spindles(settings, engines, health)?;
     let listed = list(&spindles).map_err(|source| CacheError::Recovery { source })?;
     // What the spindles hold is not counted yet, and enlarges what they may hold.
@@ -175,6 +222,8 @@ fn open(settings: &Settings, engines: Vec<EngineKind>, health: HealthLimits) -> 
         settings.sigbus_guard,
         if settings.lock_memory { Paging::Locked } else { Paging::Free },
         epoch,
+        loaders,
+        settings.limits,
     ));
     let (of_recovery, settings_there) = (spindles.clone(), settings.clone());
     cache.start_recovery(listed, move || {

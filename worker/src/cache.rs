@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
@@ -14,6 +14,10 @@ use crate::cache::recovering::{Recovering, Target};
 use crate::cache::table::Table;
 use crate::config::Verify;
 use crate::events::{Event, EventHub, Events, reason};
+use crate::load::Counts;
+use crate::load::planning::{self, PlanError};
+use crate::load::registry::Registry;
+use crate::load::running::Offer;
 use crate::ops::operation::{Operation, OperationOptions, OperationResult};
 use crate::ops::run::operate;
 use crate::ops::select::{Selected, Selection, select};
@@ -34,7 +38,7 @@ use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::{Listed, RecoveryReport};
 use crate::snap::runner::Runner;
-use crate::snap::state::{Answer, SnapEvent, SnapState, Version};
+use crate::snap::state::{Answer, Limits, SnapEvent, SnapState, Version};
 use crate::snap::stream::{StreamMemory, open_stream};
 use crate::snap::warm::{WarmError, Warmth, verify_slice};
 use crate::spindle::engine::DiskError;
@@ -63,13 +67,22 @@ pub struct Cache {
     _handles: Arc<Handles>,
 }
 
-/// What dropping the last handle waits for, though snaps and open loads may live on: operations that were
-/// cancelled, and that still have hold of the cache.
-struct Handles(Arc<Waits>);
+/// What dropping the last handle ends and waits for, though snaps and open loads may live on: what loaders are at, and
+/// operations that were cancelled. Both have hold of the cache.
+struct Handles {
+    core: Weak<CacheCore>,
+    runner: Arc<Runner>,
+    waits: Arc<Waits>,
+}
 
 impl Drop for Handles {
     fn drop(&mut self) {
-        self.0.settle(Instant::now() + DROP_WAIT_MAX);
+        if let Some(core) = self.core.upgrade() {
+            core.stop_loaders();
+        }
+        let deadline = Instant::now() + DROP_WAIT_MAX;
+        self.runner.loads.wait(&Patience::until(Some(deadline)));
+        self.waits.settle(deadline);
     }
 }
 
@@ -100,7 +113,9 @@ pub(crate) struct CacheCore {
     entries: Arc<Mutex<Table>>,
     epoch: u64,
     next_load: Arc<AtomicU64>,
-    runner: Arc<Runner>,
+    pub(crate) runner: Arc<Runner>,
+    /// Which loader fills which slice.
+    loaders: Registry,
     /// Set once, by closing; read by whoever opens a load.
     closed: AtomicBool,
     pub(crate) events: Arc<EventHub>,
@@ -190,10 +205,22 @@ pub struct SnapStatus {
     pub memory_bytes: u64,
     /// For how long nobody has asked for it: since the last query, or else since it was loaded, if that is known.
     pub idle: Option<Duration>,
-    /// If it has failed: in how long it is tried again.
-    pub again_in: Option<Duration>,
-    /// If it could not be brought into memory: why, for people.
-    pub why: Option<String>,
+    /// What its source said of its blobs when they were loaded, if a loader did that since the cache was opened.
+    pub counts: Counts,
+    /// Why it is not tried again yet, if it is so: its load, the plan of that, or its warming has failed.
+    pub failure: Option<SnapFailure>,
+}
+
+/// What went wrong with a snap, and when it is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapFailure {
+    /// Why, for people.
+    pub why: String,
+    /// How often in a row. Each time doubles the wait, up to five minutes.
+    pub in_a_row: u32,
+    /// How long it is not tried again.
+    pub again_in: Duration,
 }
 
 impl Cache {
@@ -203,7 +230,10 @@ impl Cache {
     }
 
     pub(crate) fn from_core(core: CacheCore) -> Cache {
-        Cache { _handles: Arc::new(Handles(core.waits.clone())), core: Arc::new(core) }
+        let core = Arc::new(core);
+        core.runner.attach(&core);
+        let (runner, waits) = (core.runner.clone(), core.waits.clone());
+        Cache { _handles: Arc::new(Handles { core: Arc::downgrade(&core), runner, waits }), core }
     }
 
     /// Begins to read what is on the disks. `settle` is run when it is counted.
@@ -491,8 +521,8 @@ pub struct SpindleStatus {
 }
 
 impl Snap {
-    pub(crate) fn new(core: &Arc<CacheCore>, entry: &Arc<Entry>) -> Snap {
-        Snap { core: core.clone(), entry: entry.clone() }
+    pub(crate) fn new(core: Arc<CacheCore>, entry: Arc<Entry>) -> Snap {
+        Snap { core, entry }
     }
 
     /// The slice's key.
@@ -549,6 +579,23 @@ impl Snap {
                 _ => return Err(LoadError::Busy { key: key() }),
             }
         };
+        self.open_begun(version, plan, patience)
+    }
+
+    /// Opens the load that the decider has begun. What it fails with is reported.
+    pub(crate) fn open_begun(
+        &self,
+        version: Version,
+        plan: LoadPlan,
+        patience: &Patience,
+    ) -> Result<SliceWriter, LoadError> {
+        let key = || self.entry.key.clone();
+        let report = |error: LoadError, event| {
+            self.entry.facts().load_error = Some(reason(&error));
+            self.entry.report(event);
+            error
+        };
+        let regions = plan.regions.unwrap_or(self.core.regions_default);
         let load_number = version.load;
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
@@ -559,8 +606,8 @@ impl Snap {
             place()
         });
         let placed = placed.map_err(|refusals| {
-            self.entry.report(SnapEvent::LoadCancelled { version }); // It says nothing about the slice.
-            LoadError::NoSpindle { key: key(), refusals }
+            let error = LoadError::NoSpindle { key: key(), refusals };
+            report(error, SnapEvent::LoadCancelled { version }) // It says nothing about the slice.
         })?;
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
         let deadline = plan.deadline;
@@ -571,12 +618,13 @@ impl Snap {
                 let (core, entry) = (self.core.clone(), self.entry.clone());
                 SliceWriter::new(core, entry, plan, folders.clone(), placed.space, patience)
             });
-        open.inspect_err(|error| {
+        open.map_err(|error| {
             self.core.remove_load(key(), folders, deadline, Vec::new());
-            self.entry.report(match error {
+            let event = match error {
                 LoadError::Disk { .. } => SnapEvent::LoadFailed { version },
                 _ => SnapEvent::LoadCancelled { version },
-            });
+            };
+            report(error, event)
         })
     }
 
@@ -612,6 +660,15 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
+        let mut options = *options;
+        let mut offer = None;
+        if options.refresh && !self.core.is_closed() && options.want == Want::Latest {
+            offer = self.ask_loader(patience)?;
+            if let Some(offer) = &offer {
+                options.want = Want::Fingerprint(offer.plan.fingerprint);
+            }
+        }
+        let options = &options;
         loop {
             if let Some(manifest) = self.manifest_to_stream(options) {
                 match open_stream(&self.core, &manifest, options.deadline) {
@@ -630,8 +687,15 @@ impl Snap {
                     }
                 }
             }
-            match self.entry.lease(options.want, patience) {
-                (Reply::Lease(version, hot), has_waited) => {
+            let (reply, has_waited) = match &offer {
+                None => self.entry.lease(options.want, patience),
+                Some(offer) => {
+                    let load = self.core.next_load.fetch_add(1, Ordering::Relaxed);
+                    self.entry.lease_or_load(options.want, Offer::clone(offer), load, patience)
+                }
+            };
+            match reply {
+                Reply::Lease(version, hot) => {
                     let held = Held::new(self.entry.clone(), version.fingerprint, Some(version));
                     // What was waited for was verified on its way.
                     if !has_waited {
@@ -642,14 +706,48 @@ impl Snap {
                     }
                     return Ok(Lease::in_memory(hot, held, self.core.scan_threads.clone()));
                 }
-                (Reply::Other(Answer::Again), _) if self.entry.is_gone() => {
+                Reply::Other(Answer::Again) if self.entry.is_gone() => {
                     return self.anew().lease_patiently(options, patience);
                 }
+                Reply::Other(Answer::Again) if offer.is_some() => {} // A later load has overtaken its number.
                 // Another's patience was over, so it asks anew and waits itself. Or it is streamed.
-                (Reply::Other(Answer::WarmRefused), _) if self.can_ask_again(options, patience) => {}
-                (Reply::Other(answer), _) => return Err(self.lease_error(answer, options.want)),
+                Reply::Other(Answer::WarmRefused) if self.can_ask_again(options, patience) => {}
+                Reply::Other(answer) => {
+                    let could_be_loaded =
+                        matches!(answer, Answer::NotThere | Answer::OtherFingerprint(_) | Answer::Damaged);
+                    if could_be_loaded && offer.is_none() {
+                        offer = self.ask_loader(patience)?;
+                    }
+                    match (&offer, options.want) {
+                        (Some(offer), Want::Fingerprint(expected)) if offer.plan.fingerprint != expected => {
+                            let (key, planned) = (self.entry.key.clone(), offer.plan.fingerprint);
+                            return Err(LeaseError::OtherPlan { key, planned, expected: Box::new(expected) });
+                        }
+                        (Some(_), _) if could_be_loaded => {}
+                        _ => return Err(self.lease_error(answer, options.want)),
+                    }
+                }
             }
         }
+    }
+
+    /// What the slice's loader would load now; nothing if it has none.
+    fn ask_loader(&self, patience: &Patience) -> Result<Option<Offer>, LeaseError> {
+        let Some(loader) = self.core.loaders.of(&self.entry.key) else { return Ok(None) };
+        let key = || self.entry.key.clone();
+        match planning::plan(&self.core, &self.entry, loader, patience) {
+            Ok(plan) => Ok(Some(Offer { plan, loader: loader.clone() })),
+            Err(PlanError::NotThere) => Err(LeaseError::NotThere { key: key() }),
+            Err(PlanError::Failed(why)) => Err(LeaseError::LoadFailed { key: key(), why }),
+            Err(PlanError::NotYet { until }) => Err(self.failed_until(until)),
+            Err(PlanError::Cancelled) if self.core.is_closed() => Err(LeaseError::Closed { key: key() }),
+            Err(PlanError::Late | PlanError::Cancelled) => Err(LeaseError::Deadline { key: key() }),
+        }
+    }
+
+    fn failed_until(&self, until: Duration) -> LeaseError {
+        let again_in = until.saturating_sub(self.entry.now());
+        LeaseError::Failed { key: self.entry.key.clone(), again_in, why: self.entry.why_failed() }
     }
 
     /// The manifest whose regions a lease reads from the disk, if it does.
@@ -689,10 +787,8 @@ impl Snap {
             (Answer::OtherFingerprint(found), Want::Fingerprint(expected)) => {
                 LeaseError::OtherFingerprint { key, found, expected: Box::new(expected) }
             }
-            (Answer::LoadFailed, _) => LeaseError::LoadFailed { key },
-            (Answer::Failed { until }, _) => {
-                LeaseError::Failed { key, again_in: until.saturating_sub(self.entry.now()) }
-            }
+            (Answer::LoadFailed, _) => LeaseError::LoadFailed { key, why: self.entry.why_load_failed() },
+            (Answer::Failed { until }, _) => self.failed_until(until),
             (Answer::WarmFailed | Answer::WarmRefused | Answer::Damaged, _) => {
                 match self.entry.facts().warm_error.clone() {
                     Some(source) => LeaseError::Warm { key, source },
@@ -834,11 +930,14 @@ fn is_evicted(answer: Answer) -> bool {
 pub(crate) fn status(entry: &Entry) -> SnapStatus {
     let now = entry.now();
     let leases = entry.held().len();
-    let (state, durable, unsaved, pinned, version, until) = entry.desk.look(|snap| {
-        let (version, until) = (snap.version(), snap.failed_until(now));
-        (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), version, until)
+    let (state, durable, unsaved, pinned, version) = entry.desk.look(|snap| {
+        (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
     });
-    let why = || entry.facts().warm_error.as_ref().map(|error| reason(&**error));
+    let failure = entry.desk.look(|snap| snap.failure(now)).map(|(in_a_row, until)| SnapFailure {
+        why: entry.why_failed(),
+        in_a_row,
+        again_in: until.saturating_sub(now),
+    });
     let manifest = entry.manifest();
     let sum = |of: fn(&RegionRecord) -> u64| {
         manifest.as_ref().map_or(0, |manifest| manifest.regions.iter().map(of).sum())
@@ -856,8 +955,8 @@ pub(crate) fn status(entry: &Entry) -> SnapStatus {
         file_bytes: sum(|region| region.file_bytes),
         memory_bytes: entry.desk.served().map_or(0, |hot| hot.bytes()),
         idle: entry.idle(),
-        again_in: until.map(|until| until.saturating_sub(now)),
-        why: until.and_then(|_| why()),
+        counts: entry.facts().counts,
+        failure,
     }
 }
 
@@ -875,6 +974,8 @@ impl CacheCore {
         sigbus_guard: bool,
         paging: Paging,
         epoch: u64,
+        loaders: Registry,
+        limits: Limits,
     ) -> CacheCore {
         let events = Arc::new(EventHub::new());
         for spindle in &spindles {
@@ -888,7 +989,7 @@ impl CacheCore {
         let budget =
             MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces).with_paging(paging);
         let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
-        let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone()));
+        let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone(), limits));
         CacheCore {
             warmth,
             spindles,
@@ -911,6 +1012,7 @@ impl CacheCore {
             // slices a second for years.
             next_load: Arc::new(AtomicU64::new(epoch.max(1))),
             runner,
+            loaders,
             closed: AtomicBool::new(false),
             events,
             waits: Arc::default(),
@@ -971,19 +1073,28 @@ impl CacheCore {
         let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
         self.recovering.stop();
+        self.stop_loaders();
+        // Meanwhile commits go on.
+        let loading = self.runner.loads.wait(patience);
         let unfinished = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             // Nobody hears it, and nobody has said how long the disks may take.
-            return Err(CloseError { unfinished, failed: Vec::new(), abandoned: Vec::new() });
+            return Err(CloseError { loading, unfinished, failed: Vec::new(), abandoned: Vec::new() });
         }
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         let abandoned = close_spindles(&self.spindles, deadline);
         self.events.stop();
         let failed = self.runner.commits.take_failed();
-        if unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
+        if loading.is_empty() && unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
             return Ok(());
         }
-        Err(CloseError { unfinished, failed, abandoned })
+        Err(CloseError { loading, unfinished, failed, abandoned })
+    }
+
+    /// Ends what loaders are at, and does not wait for it.
+    fn stop_loaders(&self) {
+        let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
+        entries.iter().for_each(Entry::stop_loaders);
     }
 
     pub(crate) fn next_lane(&self) -> Lane {

@@ -8,14 +8,20 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::region::residence::Residence;
 use crate::scan::stream::RING_BYTES_MAX;
+use crate::snap::state::Limits;
 use crate::units::{GIB, KIB, MIB, SizeError, Unrounded, grouped, parse_size};
 
 pub(crate) mod host;
+pub(crate) mod loaders;
+pub(crate) mod view;
 
 use host::{Host, MemorySource};
+use loaders::LoadersConfig;
+use view::View;
 
 const MEMORY_MIN: u64 = 64 * MIB;
 /// Where nothing tells how much memory there is.
@@ -115,6 +121,15 @@ pub struct Config {
     pub sigbus_guard: bool,
     /// Whether spindles may lie on network file systems.
     pub network_folders: bool,
+    /// What holds for some of the slices, in the order in which it is asked.
+    #[cfg_attr(feature = "serde", serde(rename = "view"))]
+    pub views: Vec<View>,
+    /// The loaders that come with the cache.
+    #[cfg_attr(feature = "serde", serde(rename = "loader"))]
+    pub loaders: LoadersConfig,
+    /// How long what has failed is not tried again, at first and at most. By default a second, and five minutes.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub heal_after: Option<(Duration, Duration)>,
 }
 
 /// One spindle: `DIR` or `DIR:SIZE` on a command line.
@@ -178,6 +193,7 @@ pub(crate) struct Settings {
     pub(crate) residence: Residence,
     pub(crate) sigbus_guard: bool,
     pub(crate) network_folders: bool,
+    pub(crate) limits: Limits,
 }
 
 impl Config {
@@ -240,6 +256,17 @@ impl Config {
         if let Some(floor) = self.free_floor {
             check_size("free_floor", floor, 0..=CAPACITY_MAX)?;
         }
+        let limits = match self.heal_after {
+            None => Limits::default(),
+            Some((heal_min, heal_max)) if heal_min <= heal_max => Limits { heal_min, heal_max },
+            Some((min, max)) => {
+                return Err(refuse(
+                    "heal_after",
+                    format_args!("{min:?}"),
+                    format!("up to {max:?}, its maximum"),
+                ));
+            }
+        };
         Ok(Settings {
             spindles: self.spindles.clone(),
             memory,
@@ -262,6 +289,7 @@ impl Config {
             residence: self.residence,
             sigbus_guard: self.sigbus_guard,
             network_folders: self.network_folders,
+            limits,
         })
     }
 
@@ -490,6 +518,7 @@ mod tests {
             residence: Residence::Auto,
             sigbus_guard: false,
             network_folders: true,
+            limits: Limits::default(),
         };
         assert_eq!(config.settle(&laptop()), Ok(expected));
     }
@@ -516,6 +545,10 @@ mod tests {
             (Config { piece: Some(MIB), ..set() }, "piece is 1 MiB, allowed is 2 MiB to 8 MiB"),
             (Config { piece: Some(3 * MIB), ..set() }, "piece is 3 MiB, allowed is a multiple of 2 MiB"),
             (Config { queue: Some(MIB), ..set() }, "queue is 1 MiB, allowed is 4 MiB to 4 GiB"),
+            (
+                Config { heal_after: Some((Duration::from_secs(2), Duration::from_secs(1))), ..set() },
+                "heal_after is 2s, allowed is up to 1s, its maximum",
+            ),
             (
                 Config { free_floor: Some(u64::MAX), ..set() },
                 "free_floor is 18446744073709551615, allowed is 0 to 1 EiB",
@@ -565,9 +598,15 @@ mod tests {
     #[cfg(feature = "serde")]
     #[test]
     fn a_file_says_the_same() {
+        use super::loaders::FilesConfig;
+        use crate::load::files::FileFormat;
+        use pelton_region_format::KeyPattern;
+
         let text = r#"{
             "spindle": [{"path": "/a", "capacity": "400GiB"}, {"path": "/b"}],
-            "memory": "1.5GiB", "buffers": 67108864, "engine": "threads", "pin": false
+            "memory": "1.5GiB", "buffers": 67108864, "engine": "threads", "pin": false,
+            "view": [{"pattern": "acme/*", "loader": "files"}, {"pattern": "*"}],
+            "loader": {"files": {"root": "/data", "format": "lines"}}
         }"#;
         let expected = Config {
             spindles: vec!["/a:400GiB".parse().unwrap(), SpindleConfig::new("/b")],
@@ -575,6 +614,8 @@ mod tests {
             buffers: Some(64 * MIB),
             engine: IoEngine::Threads,
             pin: Some(false),
+            views: vec![View::new("acme/*".parse().unwrap()).loader("files"), View::new(KeyPattern::ALL)],
+            loaders: LoadersConfig { files: Some(FilesConfig::new("/data", FileFormat::Lines)) },
             ..Config::default()
         };
         assert_eq!(serde_json::from_str::<Config>(text).unwrap(), expected);
@@ -583,6 +624,9 @@ mod tests {
             (r#"{"memory": -1}"#, "a size, like"),
             (r#"{"memori": 1}"#, "unknown field `memori`"),
             (r#"{"engine": "aio"}"#, "unknown variant `aio`"),
+            (r#"{"view": [{"pattern": "a/b@x"}]}"#, "clock"),
+            (r#"{"loader": {"files": {"root": "/data"}}}"#, "missing field `format`"),
+            (r#"{"loader": {"fils": {}}}"#, "unknown field `fils`"),
         ] {
             let error = serde_json::from_str::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(told), "{text}: {error}");

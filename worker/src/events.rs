@@ -69,6 +69,26 @@ pub enum Event {
         /// Why, for people.
         why: String,
     },
+    /// A loader could not plan a load. It is asked again after a while.
+    #[non_exhaustive]
+    PlanFailed {
+        /// The slice.
+        key: Key,
+        /// Why, for people.
+        why: String,
+    },
+    /// Another number of blobs has arrived than the source meant to send.
+    #[non_exhaustive]
+    LoadInvalid {
+        /// The slice.
+        key: Key,
+        /// What decides its blobs.
+        fingerprint: Fingerprint,
+        /// How many blobs the source meant to send.
+        expected: u64,
+        /// How many there are.
+        arrived: u64,
+    },
     /// A load has replaced a slice that had another fingerprint.
     #[non_exhaustive]
     Resliced {

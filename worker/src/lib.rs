@@ -14,6 +14,7 @@ mod cache;
 mod config;
 mod doctor;
 mod events;
+mod load;
 mod ops;
 mod region;
 mod scan;
@@ -24,6 +25,8 @@ mod spindle;
 mod sync;
 mod sys;
 pub mod tender;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod units;
 mod waits;
 
@@ -31,10 +34,17 @@ pub use budget::ledger::SpindleFull;
 pub use budget::memory::{MemoryRefused, MemoryUse};
 pub use builder::{CacheBuilder, CacheError};
 pub use cache::close::{CloseError, SyncError};
-pub use cache::{Cache, FlushError, LeaseStatus, MemoryReport, Snap, SnapStatus, SpindleStatus, Want};
+pub use cache::{
+    Cache, FlushError, LeaseStatus, MemoryReport, Snap, SnapFailure, SnapStatus, SpindleStatus, Want,
+};
+pub use config::loaders::{FilesConfig, LoadersConfig};
+pub use config::view::View;
 pub use config::{Config, ConfigError, IoEngine, SpindleConfig, Verify};
 pub use doctor::{Diagnosis, Finding, SpindleDiagnosis, Verdict, doctor};
 pub use events::{Event, Events, NoEvent};
+pub use load::files;
+pub use load::fill::{Fill, Packer};
+pub use load::{AsyncLoader, Counts, Loader, LoaderError};
 pub use ops::filter::{FilterError, FilterProblem, Filters};
 pub use ops::operation::{
     DamagedFile, OnProgress, Operation, OperationError, OperationOptions, OperationOutcome, OperationRefusal,
@@ -50,7 +60,7 @@ pub use scan::run::{ScanError, ScanOptions};
 pub use slice::build::WriteError;
 pub use slice::deal::Deal;
 pub use slice::parcel::{Codec, Parcel, ParcelBuilder, ParcelError};
-pub use slice::plan::{Durability, LoadPlan, WritePath};
+pub use slice::plan::{Durability, LoadPlan, Unwanted, WritePath};
 pub use slice::writer::{LoadError, SealedSlice, SliceWriter};
 pub use snap::commit::CommitError;
 pub use snap::metrics::{GenerationState, Summary};

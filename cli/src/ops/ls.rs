@@ -130,9 +130,8 @@ fn note(one: &Selected) -> String {
     if one.summary.invalid {
         notes.push("invalid".to_owned());
     }
-    if let Some(failed) = one.snaps.iter().find(|snap| snap.again_in.is_some()) {
-        let why = failed.why.as_deref().unwrap_or("its load failed");
-        notes.push(format!("{why}; next try in {}", age(failed.again_in.unwrap_or_default())));
+    if let Some(failure) = one.snaps.iter().find_map(|snap| snap.failure.as_ref()) {
+        notes.push(format!("{}; next try in {}", failure.why, age(failure.again_in)));
     }
     notes.join(", ")
 }
@@ -165,7 +164,7 @@ struct Leased {
 
 impl<'a> Listed<'a> {
     fn of(one: &'a Selected, generations: bool) -> Listed<'a> {
-        let failed = one.snaps.iter().find(|snap| snap.again_in.is_some());
+        let failed = one.snaps.iter().find_map(|snap| snap.failure.as_ref());
         Listed {
             key: name_of(one, generations),
             durable: one.is_durable(),
@@ -176,8 +175,8 @@ impl<'a> Listed<'a> {
             file_bytes: one.file_bytes(),
             memory_bytes: one.memory_bytes(),
             idle_seconds: one.idle().map(|idle| idle.as_secs_f64()),
-            again_in_seconds: failed.and_then(|snap| snap.again_in).map(|again_in| again_in.as_secs_f64()),
-            why: failed.and_then(|snap| snap.why.as_deref()),
+            again_in_seconds: failed.map(|failure| failure.again_in.as_secs_f64()),
+            why: failed.map(|failure| &*failure.why),
             summary: &one.summary,
         }
     }

@@ -35,6 +35,8 @@ pub enum SyncError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct CloseError {
+    /// Slices whose loaders did not end. Nothing of those loads is kept; their threads end with the loaders.
+    pub loading: Vec<Key>,
     /// Slices that were still on their way to the disk, or off it after a failed load. The next start does not
     /// find them.
     pub unfinished: Vec<Key>,
@@ -50,6 +52,9 @@ impl std::error::Error for CloseError {}
 impl fmt::Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
+        if !self.loading.is_empty() {
+            parts.push(format!("the loader of {} did not end in time", Keys(&self.loading)));
+        }
         if !self.unfinished.is_empty() {
             parts.push(format!("{} did not get to the disk in time", Keys(&self.unfinished)));
         }
@@ -88,7 +93,8 @@ impl fmt::Display for Failures<'_> {
     }
 }
 
-/// The commits that are under way, and those that failed while nobody waited for them.
+/// The commits that are under way, and those that failed while nobody waited for them. The loads of loaders are counted in
+/// the same way, apart.
 #[derive(Debug, Default)]
 pub(crate) struct Commits {
     state: Mutex<State>,

@@ -222,7 +222,7 @@ impl Operation {
             Operation::Erase => Done,
             Operation::Pin => done_if(!snap.pinned),
             Operation::Unpin => done_if(snap.pinned),
-            Operation::Warm => match (snap.state, snap.again_in) {
+            Operation::Warm => match (snap.state, snap.failure.as_ref().map(|failure| failure.again_in)) {
                 (SnapState::Failed, Some(again_in)) => Refused(OperationRefusal::Failed { again_in }),
                 _ => done_if(!is_in_memory && snap.file_bytes > 0),
             },
@@ -245,6 +245,8 @@ fn done_if(is_something: bool) -> OperationOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::SnapFailure;
+    use crate::load::Counts;
     use pelton_region_format::Fingerprint;
 
     /// Files of 8 bytes, and as much in memory as is told.
@@ -262,8 +264,8 @@ mod tests {
             file_bytes: 8,
             memory_bytes,
             idle: None,
-            again_in: None,
-            why: None,
+            counts: Counts::default(),
+            failure: None,
         }
     }
 
@@ -294,7 +296,8 @@ mod tests {
         let cold =
             SnapStatus { durable: false, file_bytes: 0, fingerprint: None, ..snap(SnapState::Cold, 0) };
         let empty = SnapStatus { file_bytes: 0, ..snap(SnapState::NoData, 0) };
-        let failed = SnapStatus { again_in: Some(Duration::from_secs(3)), ..snap(SnapState::Failed, 0) };
+        let failure = SnapFailure { why: "told".to_owned(), in_a_row: 1, again_in: Duration::from_secs(3) };
+        let failed = SnapStatus { failure: Some(failure), ..snap(SnapState::Failed, 0) };
         let loading = SnapStatus { state: SnapState::Loading, ..cold.clone() };
         let (only, no, is_pinned) = ("it is in memory only", "nothing", "it is pinned");
         let again = "it has failed, and is tried again in 3.0s";

@@ -104,7 +104,7 @@ impl Run<'_> {
     }
 
     fn act(&self, entry: &Arc<Entry>, bytes: u64) -> Result<OperationOutcome, OperationError> {
-        let snap = Snap::new(self.core, entry);
+        let snap = Snap::new(self.core.clone(), entry.clone());
         match self.operation {
             Operation::Evict { keep_cache } => self.evict(entry, &snap, keep_cache),
             Operation::Flush => self.flush(&snap),

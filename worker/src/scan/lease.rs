@@ -26,7 +26,7 @@ use crate::snap::warm::WarmError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaseError {
-    /// Nothing is known of the slice: load it.
+    /// Nothing is known of the slice, and no loader knows it: load it.
     #[error("{key} is not in the cache")]
     NotThere {
         /// The slice.
@@ -48,19 +48,33 @@ pub enum LeaseError {
         /// The fingerprint that was asked for. Boxed, so that results stay small.
         expected: Box<Fingerprint>,
     },
-    /// The load that was waited for has failed: load it again.
-    #[error("the load of {key} has failed")]
+    /// The slice's loader would load it with another fingerprint: what is wanted can't be had any more, or not yet.
+    #[error("{key} would be loaded with fingerprint {planned}, not {expected}")]
+    OtherPlan {
+        /// The slice.
+        key: Key,
+        /// The fingerprint of the loader's plan.
+        planned: Fingerprint,
+        /// The fingerprint that was asked for. Boxed, so that results stay small.
+        expected: Box<Fingerprint>,
+    },
+    /// The load that was waited for has failed, or its loader could not plan it: load it again.
+    #[error("the load of {key} has failed: {why}")]
     LoadFailed {
         /// The slice.
         key: Key,
+        /// Why, for people.
+        why: String,
     },
     /// It has failed a moment ago, and is not tried again yet.
-    #[error("{key} has failed before, and is tried again in {again_in:?}")]
+    #[error("{key} has failed before, and is tried again in {again_in:?}: {why}")]
     Failed {
         /// The slice.
         key: Key,
         /// When it is worth to ask again.
         again_in: Duration,
+        /// Why it failed, for people.
+        why: String,
     },
     /// The cache is closed.
     #[error("{key} can't be leased: the cache is closed")]
@@ -88,6 +102,9 @@ pub struct LeaseOptions {
     pub reading: Reading,
     /// How long to wait until they can be.
     pub deadline: Option<Instant>,
+    /// Whether the slice's loader is asked although something is there: if it plans another fingerprint now, that is
+    /// loaded, and the lease is on that. Only with [`Want::Latest`]; without a loader it changes nothing.
+    pub refresh: bool,
 }
 
 /// How a lease's regions are to be read.

@@ -34,6 +34,17 @@ pub enum WritePath {
     Direct,
 }
 
+/// What becomes of a load that a [`Loader`](crate::Loader) is at when nobody waits for it any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unwanted {
+    /// It goes on: whoever asks next finds the slice, or waits for the same load.
+    #[default]
+    GoOn,
+    /// It is cancelled.
+    Cancel,
+}
+
 /// What a loader wants of a load.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -58,6 +69,12 @@ pub struct LoadPlan {
     /// Until when the load waits as a whole, from opening to closing: for other loads, memory and disks. By default
     /// as long as it takes.
     pub deadline: Option<Instant>,
+    /// What becomes of the load when nobody waits for it any more. A load through the four calls has an owner, and so
+    /// goes on.
+    pub unwanted: Unwanted,
+    /// Whether a load fails of which another number of blobs arrives than [`Counts::expected`](crate::Counts) says.
+    /// Otherwise that is told, and the slice is served.
+    pub strict_counts: bool,
 }
 
 impl LoadPlan {
@@ -73,6 +90,8 @@ impl LoadPlan {
             expected_bytes: None,
             max_bytes: None,
             deadline: None,
+            unwanted: Unwanted::default(),
+            strict_counts: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -12,6 +12,7 @@ use crate::budget::ledger::Reservation;
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::cache::{CacheCore, Entry};
 use crate::events::{Event, reason};
+use crate::load::Counts;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::{Impatience, Patience};
 use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site, WriteError};
@@ -178,7 +179,13 @@ struct Load {
     told: AtomicBool,
     /// The draft's.
     failed: Arc<AtomicBool>,
+    /// The draft's.
+    why: Arc<OnceLock<String>>,
 }
+
+/// Ends a load from outside, unless it is sealed. Keeps nothing of it alive.
+#[derive(Clone)]
+pub(crate) struct LoadHandle(Weak<Load>);
 
 /// A call that is under way, or the writer that may make more.
 #[derive(Clone)]
@@ -197,6 +204,8 @@ struct Draft {
     /// Set by the call whose error ends the load, read when the draft drops: a load that nobody wants any more has not
     /// failed. It publishes nothing but itself.
     failed: Arc<AtomicBool>,
+    /// Why the load is over, by the first who ends it.
+    why: Arc<OnceLock<String>>,
     deadline: Option<Instant>,
     dealer: Mutex<Dealer>,
     regions: Vec<Turn>,
@@ -271,12 +280,13 @@ impl SliceWriter {
             Turn::new(RegionBuild::new(site, header, keeps_image, reserve, space))
         });
         let regions: Vec<Turn> = regions.collect();
-        let failed = Arc::<AtomicBool>::default();
+        let (failed, why) = (Arc::<AtomicBool>::default(), Arc::<OnceLock<String>>::default());
         let draft = Draft {
             core: core.clone(),
             entry: entry.clone(),
             version: Version { load: folders.load_number, fingerprint: plan.fingerprint },
             failed: failed.clone(),
+            why: why.clone(),
             folders,
             deadline: plan.deadline,
             dealer: Mutex::new(Dealer::new(plan.deal, regions.len())),
@@ -300,8 +310,14 @@ impl SliceWriter {
                 calls,
                 told: AtomicBool::new(false),
                 failed,
+                why,
             }),
         })
+    }
+
+    /// For who may end the load, whatever the writer's owner does.
+    pub(crate) fn handle(&self) -> LoadHandle {
+        LoadHandle(Arc::downgrade(&self.load))
     }
 
     /// The slice that is loaded.
@@ -359,6 +375,29 @@ impl SliceWriter {
     pub fn wait_for_writes_async(self) -> Pending<Result<SealedSlice, LoadError>> {
         let waits = self.load.core.waits.clone();
         waits.start(move |cancel| self.load.seal(Some(cancel)))
+    }
+}
+
+impl LoadHandle {
+    /// Ends the load. Nothing is known against the slice.
+    pub(crate) fn cancel(&self) {
+        if let Some(load) = self.0.upgrade() {
+            load.end(|| "it was cancelled".to_owned());
+        }
+    }
+
+    /// Ends the load as failed.
+    pub(crate) fn fail(&self, why: String) {
+        if let Some(load) = self.0.upgrade() {
+            load.failed.store(true, Ordering::Relaxed);
+            load.end(|| why);
+        }
+    }
+}
+
+impl std::fmt::Debug for SliceWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SliceWriter").field("key", self.key()).finish_non_exhaustive()
     }
 }
 
@@ -505,6 +544,8 @@ impl Load {
             facts,
             begun: self.begun,
             closed: false,
+            counts: Counts::default(),
+            failed: None,
         };
         self.core.events.tell(|| Event::LoadSealed {
             key: self.entry.key.clone(),
@@ -525,12 +566,13 @@ impl Load {
 
     /// Ends the load, also for the calls that are under way. What it wrote goes with the last of them.
     fn end(&self, why: impl FnOnce() -> String) {
+        let why = self.why.get_or_init(why).clone();
         self.over.cancel();
         let open = lock(&self.open).take();
         drop(open); // Outside of the lock: it may be the last one.
         if !self.told.swap(true, Ordering::Relaxed) {
             let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
-            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why: why() });
+            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why });
         }
     }
 
@@ -561,6 +603,8 @@ impl Drop for Draft {
         let builds = self.regions.iter().filter_map(|turn| turn.next.try_recv().ok()).collect();
         self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.deadline, builds);
         let version = self.version;
+        // Before it is reported: who waits for the load asks why.
+        self.entry.facts().load_error = self.why.get().cloned();
         self.entry.report(match self.failed.load(Ordering::Relaxed) {
             true => SnapEvent::LoadFailed { version },
             false => SnapEvent::LoadCancelled { version },
@@ -673,6 +717,10 @@ pub struct SealedSlice {
     facts: LoadFacts,
     begun: Instant,
     closed: bool,
+    /// What the source says of its blobs.
+    counts: Counts,
+    /// Why it must not become the cache's.
+    failed: Option<String>,
 }
 
 impl SealedSlice {
@@ -694,6 +742,16 @@ impl SealedSlice {
     /// How many of its regions have blobs.
     pub fn region_count(&self) -> usize {
         self.built.len()
+    }
+
+    /// Notes what the source says of its blobs.
+    pub(crate) fn tell(&mut self, counts: Counts) {
+        self.counts = counts;
+    }
+
+    /// Ends the load as failed, and removes what was written.
+    pub(crate) fn fail(mut self, why: String) {
+        self.failed = Some(why);
     }
 
     /// Ends the load: the slice is the cache's now. It can be leased from here on; when it is durable is the
@@ -735,6 +793,7 @@ impl SealedSlice {
         if let Some(before) = known.filter(|before| *before != fingerprint && !self.core.is_closed()) {
             self.core.events.tell(|| Event::Resliced { key: key(), before, fingerprint });
         }
+        self.entry.facts().counts = self.counts;
         let told = self.entry.seal(commit, waits);
         // A closed cache drops it at once, and says so also to who would not wait.
         let patience = match waits {
@@ -755,10 +814,16 @@ impl Drop for SealedSlice {
         if !self.closed {
             self.folders.remove_all(&self.core.spindles);
             let version = Version { load: self.folders.load_number, fingerprint: self.plan.fingerprint };
-            self.entry.report(SnapEvent::LoadCancelled { version });
+            let failed = self.failed.take();
+            let event = match failed {
+                Some(_) => SnapEvent::LoadFailed { version },
+                None => SnapEvent::LoadCancelled { version },
+            };
+            let why = failed.unwrap_or_else(|| "it was dropped before it was closed".to_owned());
+            self.entry.facts().load_error = Some(why.clone());
+            self.entry.report(event);
             let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
-            let why = || "it was dropped before it was closed".to_owned();
-            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why: why() });
+            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why });
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::cache::Want;
 use crate::cache::close::UnderWay;
 use crate::cache::told::{Outcome, Tell, Told, outcome};
 use crate::events::{Event, EventHub, reason};
+use crate::load::Counts;
+use crate::load::planning::Planning;
+use crate::load::running::{self, Offer, Running};
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::snap::commit::Commit;
@@ -23,7 +26,7 @@ use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
 use crate::snap::metrics::{LoadFacts, SliceMetrics};
 use crate::snap::runner::Runner;
-use crate::snap::state::{Command, Decider, Form, Limits, SnapEvent, Version, WaiterId};
+use crate::snap::state::{Command, Decider, Form, SnapEvent, Version, WaiterId};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 use crate::spindle::pace::Pace;
@@ -47,6 +50,16 @@ pub(crate) struct Facts {
     pub(crate) manifests: BTreeMap<u64, Arc<Manifest>>,
     /// What is sealed, and waits for its commit to begin.
     pub(crate) cargo: BTreeMap<u64, Cargo>,
+    /// Plans that loads may be begun by, by the numbers that these would have.
+    pub(crate) offers: BTreeMap<u64, Offer>,
+    /// The plan that a loader is being asked for.
+    pub(crate) planning: Option<Arc<Planning>>,
+    /// The load that a loader is at.
+    pub(crate) running: Option<Running>,
+    /// What the source said of the blobs of the last load that was sealed.
+    pub(crate) counts: Counts,
+    /// Why the last load failed, or was not planned, for people.
+    pub(crate) load_error: Option<String>,
     /// Why the last warming failed.
     pub(crate) warm_error: Option<Arc<WarmError>>,
     /// Why the last removal failed.
@@ -124,7 +137,7 @@ impl Entry {
     pub(crate) fn new(key: Key, found: Option<Manifest>, runner: Arc<Runner>) -> Entry {
         let mut facts = Facts::default();
         let desk = match found {
-            None => Desk::new(Decider::cold(Limits::default()), None),
+            None => Desk::new(Decider::cold(runner.limits), None),
             Some(manifest) => {
                 let version = manifest.version();
                 let is_empty = manifest.regions.is_empty();
@@ -133,7 +146,7 @@ impl Entry {
                 let memory = is_empty.then(|| (version, Arc::new(slice())));
                 facts.metrics = manifest.metrics;
                 facts.manifests.insert(version.load, Arc::new(manifest));
-                Desk::new(Decider::found(Limits::default(), version, is_empty), memory)
+                Desk::new(Decider::found(runner.limits, version, is_empty), memory)
             }
         };
         Entry {
@@ -166,7 +179,35 @@ impl Entry {
     /// Whoever asks first for a slice that is to be warmed waits for the memory, too. At the end of its patience the
     /// others are told that there was none, and the next one asks for itself.
     pub(crate) fn lease(self: &Arc<Self>, want: Want, patience: &Patience) -> (Reply<HotSlice>, bool) {
-        let ask = |waiter| SnapEvent::Lease { waiter, want, offer: None };
+        self.ask_for_lease(want, None, patience)
+    }
+
+    /// The same for somebody who knows a loader. If it is not there, and nobody loads it already, its load begins under
+    /// that number.
+    pub(crate) fn lease_or_load(
+        self: &Arc<Self>,
+        want: Want,
+        offer: Offer,
+        load: u64,
+        patience: &Patience,
+    ) -> (Reply<HotSlice>, bool) {
+        let version = Version { load, fingerprint: offer.plan.fingerprint };
+        self.facts().offers.insert(load, offer);
+        let leased = self.ask_for_lease(want, Some(version), patience);
+        // It has begun, or it can't any more: nobody waits with it.
+        if self.desk.look(Decider::loading) != Some(version) {
+            self.facts().offers.remove(&load);
+        }
+        leased
+    }
+
+    fn ask_for_lease(
+        self: &Arc<Self>,
+        want: Want,
+        offer: Option<Version>,
+        patience: &Patience,
+    ) -> (Reply<HotSlice>, bool) {
+        let ask = |waiter| SnapEvent::Lease { waiter, want, offer };
         let mut warming = None;
         let asked = self.desk.ask_later(self.now(), ask, &mut |command| match command {
             Command::StartWarming(version) => warming = Some(version),
@@ -192,7 +233,40 @@ impl Entry {
     fn wait(self: &Arc<Self>, waiter: WaiterId, patience: &Patience) -> Reply<HotSlice> {
         let _watches = patience.watch(&Waker::from(self.clone()));
         let waited = self.desk.wait(waiter, patience);
-        waited.unwrap_or_else(|| self.desk.give_up(self.now(), waiter, &mut self.beginning()))
+        waited.unwrap_or_else(|| {
+            let reply = self.desk.give_up(self.now(), waiter, &mut self.beginning());
+            self.stop_unwanted_load();
+            reply
+        })
+    }
+
+    /// Ends the load that a loader is at, if nobody waits for it and it is to end then. Somebody who comes at this moment
+    /// begins another one.
+    fn stop_unwanted_load(self: &Arc<Self>) {
+        let running =
+            self.facts().running.as_ref().filter(|load| load.ends_unwanted()).map(|load| load.version);
+        if let Some(version) = running.filter(|version| !self.desk.look(|snap| snap.is_awaited(*version))) {
+            running::stop(self, version);
+        }
+    }
+
+    /// Ends what loaders are at: plans and loads.
+    pub(crate) fn stop_loaders(self: &Arc<Self>) {
+        let (planning, version) = {
+            let facts = self.facts();
+            (facts.planning.clone(), facts.running.as_ref().map(|running| running.version))
+        };
+        if let Some(planning) = planning {
+            planning.cancel.cancel();
+        }
+        if let Some(version) = version {
+            running::stop(self, version);
+        }
+    }
+
+    /// Runs what ends a load on a thread of its own, since it may wait for a disk.
+    pub(crate) fn end_load(&self, end: impl FnOnce() + Send + 'static) {
+        self.runner.end_load(self.key.clone(), end);
     }
 
     /// Tells what has happened.
@@ -280,6 +354,21 @@ impl Entry {
         let loaded_at_ms = self.facts().metrics.loaded_at_ms();
         let since_load = loaded_at_ms.map(|at_ms| Duration::from_millis(now_ms().saturating_sub(at_ms)));
         since_query.into_iter().chain(since_load).min()
+    }
+
+    /// Why its last load or warming has failed, for people.
+    pub(crate) fn why_failed(&self) -> String {
+        match self.desk.look(Decider::on_disk) {
+            None => self.why_load_failed(),
+            Some(_) => match &self.facts().warm_error {
+                Some(error) => reason(&**error),
+                None => "its files could not be read".to_owned(),
+            },
+        }
+    }
+
+    pub(crate) fn why_load_failed(&self) -> String {
+        self.facts().load_error.clone().unwrap_or_else(|| "it was not told why".to_owned())
     }
 
     /// What the manifest names now, unless it is about to go.
@@ -372,7 +461,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::snap::state::Answer;
+    use crate::snap::state::{Answer, Limits};
 
     #[derive(Default)]
     struct Bell(AtomicU32);

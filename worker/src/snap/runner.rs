@@ -7,19 +7,21 @@
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::Key;
 
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
+use crate::cache::CacheCore;
 use crate::cache::close::{Commits, UnderWay};
 use crate::events::{Event, EventHub, reason};
+use crate::load::running;
 use crate::scan::patience::Patience;
 use crate::snap::commit::{CommitError, remove_manifest, remove_regions};
 use crate::snap::entry::{Cargo, Debt, Entry};
 use crate::snap::manifest::Manifest;
-use crate::snap::state::{Command, SnapEvent, Version};
+use crate::snap::state::{Command, Limits, SnapEvent, Version};
 use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::Lane;
@@ -27,6 +29,11 @@ use crate::spindle::impeller::Lane;
 /// What commands act on. Entries hold it, and leases hold entries: so it does not keep spindles or their threads.
 pub(crate) struct Runner {
     pub(crate) commits: Arc<Commits>,
+    /// Loads that loaders are at, and plans that they are asked for. Their threads keep the cache.
+    pub(crate) loads: Arc<Commits>,
+    pub(crate) limits: Limits,
+    /// Set once, when the cache is there.
+    core: OnceLock<Weak<CacheCore>>,
     pub(crate) events: Arc<EventHub>,
     spindles: Vec<Weak<Spindle>>,
     warmth: Weak<Warmth>,
@@ -42,9 +49,13 @@ impl Runner {
         warmth: &Arc<Warmth>,
         budget: MemoryBudget,
         events: Arc<EventHub>,
+        limits: Limits,
     ) -> Runner {
         Runner {
             commits: Arc::default(),
+            loads: Arc::default(),
+            limits,
+            core: OnceLock::new(),
             events,
             spindles: spindles.iter().map(Arc::downgrade).collect(),
             warmth: Arc::downgrade(warmth),
@@ -52,6 +63,11 @@ impl Runner {
             lanes: AtomicU64::new(0),
             opened: Instant::now(),
         }
+    }
+
+    /// Tells where loads are opened.
+    pub(crate) fn attach(&self, core: &Arc<CacheCore>) {
+        let _ = self.core.set(Arc::downgrade(core)); // Called once, by the cache that is made.
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -72,9 +88,19 @@ impl Runner {
             Command::StartCommit(_) | Command::RemoveFiles(_) => self.begin_disk_job(entry, command),
             Command::Discard(version) => self.discard(entry, version),
             // A load by hand ends when its owner ends it; the decider drops what it brings.
-            Command::StopLoad(_) => {}
-            Command::StartLoad(_) => unreachable!("nobody offers a load"),
+            Command::StopLoad(version) => running::stop(entry, version),
+            Command::StartLoad(version) => self.load(entry, version),
             Command::Answer(..) | Command::DropMemory(_) => unreachable!("{command:?} is the desk's"),
+        }
+    }
+
+    /// Has the loader that was offered fill the slice.
+    fn load(&self, entry: &Arc<Entry>, version: Version) {
+        let offer = entry.facts().offers.remove(&version.load);
+        let offer = offer.expect("an offer stays until its load has begun, or can't any more");
+        match self.core.get().and_then(Weak::upgrade) {
+            Some(core) => running::start(core, entry.clone(), version, offer),
+            None => entry.report(SnapEvent::LoadCancelled { version }), // The cache was dropped meanwhile.
         }
     }
 
@@ -154,23 +180,34 @@ impl Runner {
     /// Runs what may wait for a disk on a thread of its own, which the cache's last handle waits for. So `run`
     /// must not hold the cache, and lets go of its spindles before it says that it has ended.
     pub(crate) fn aside(&self, thread: &str, key: Key, run: impl FnOnce(UnderWay) + Send + 'static) {
-        let under_way = self.commits.begin(key);
-        let job = Arc::new(Mutex::new(Some(move || run(under_way))));
-        let of_thread = job.clone();
-        let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
-            let job = take(&of_thread);
-            drop(of_thread);
-            if let Some(run) = job {
-                run();
-            }
+        aside(self.commits.begin(key), thread, run);
+    }
+
+    /// The same for what ends a load that a loader is at. It may hold the cache.
+    pub(crate) fn end_load(&self, key: Key, end: impl FnOnce() + Send + 'static) {
+        aside(self.loads.begin(key), "pelton-remove", move |under_way| {
+            end();
+            drop(under_way);
         });
-        // Where the system has no thread to give, this one does it.
-        if spawned.is_err()
-            && let Some(run) = take(&job)
-        {
+    }
+}
+
+fn aside(under_way: UnderWay, thread: &str, run: impl FnOnce(UnderWay) + Send + 'static) {
+    let job = Arc::new(Mutex::new(Some(move || run(under_way))));
+    let of_thread = job.clone();
+    let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let spawned = std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+        let job = take(&of_thread);
+        drop(of_thread);
+        if let Some(run) = job {
             run();
         }
+    });
+    // Where the system has no thread to give, this one does it.
+    if spawned.is_err()
+        && let Some(run) = take(&job)
+    {
+        run();
     }
 }
 
@@ -197,6 +234,7 @@ fn commit(
         }
         Err(error) => {
             entry.events().tell(|| Event::CommitFailed { key, fingerprint, in_memory, why: reason(&error) });
+            entry.facts().load_error = Some(reason(&error));
             debts.push((debt, Err(error)));
             SnapEvent::CommitFailed { version }
         }

@@ -70,6 +70,8 @@ pub(crate) enum SnapEvent {
 
     /// A load has all its blobs. Its memory, if it has any, and its files are the snap's from here on.
     Sealed { version: Version, form: Form },
+    /// A loader did not say what it would load. Nothing was begun.
+    PlanFailed,
     /// A load failed, and has removed what it wrote.
     LoadFailed { version: Version },
     /// Whoever loaded has given it up, and has removed what it wrote.
@@ -293,6 +295,8 @@ struct Failure {
 /// A load that fails says nothing about the files that are there, and another fingerprint is another load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Tried {
+    /// Nobody knows which load it would be.
+    Planning,
     Load(Fingerprint),
     Warming(Version),
 }
@@ -375,6 +379,7 @@ impl Decider {
             SnapEvent::Unpin => self.pinned = false,
             SnapEvent::Close => self.close(commands),
             SnapEvent::Sealed { version, form } => self.sealed(version, form, commands),
+            SnapEvent::PlanFailed => self.fail(now, Tried::Planning),
             SnapEvent::LoadFailed { version } => self.load_failed(now, version, commands),
             SnapEvent::LoadCancelled { version } => self.load_cancelled(version, commands),
             SnapEvent::Committed { version } => self.committed(version, commands),
@@ -457,8 +462,30 @@ impl Decider {
             (Some(_), ..) => None,
             (None, Some(version), _) => self.failed(now, |tried| tried == Tried::Warming(version)),
             (None, None, Some(_)) => None,
-            (None, None, None) => self.failed(now, |tried| matches!(tried, Tried::Load(_))),
+            (None, None, None) => self.failed(now, |tried| !matches!(tried, Tried::Warming(_))),
         }
+    }
+
+    /// Until when no loader is asked what it would load.
+    pub(crate) fn plan_failed_until(&self, now: Duration) -> Option<Duration> {
+        self.failed(now, |tried| tried == Tried::Planning)
+    }
+
+    /// How often in a row it has failed, and until when it is not tried again. Forgotten when it works.
+    pub(crate) fn failure(&self, now: Duration) -> Option<(u32, Duration)> {
+        let failure = self.failure.filter(|failure| now < failure.until)?;
+        Some((failure.in_a_row, failure.until))
+    }
+
+    /// The load in flight.
+    pub(crate) fn loading(&self) -> Option<Version> {
+        self.load.map(|load| load.version)
+    }
+
+    /// Whether somebody waits for that load.
+    pub(crate) fn is_awaited(&self, version: Version) -> bool {
+        let awaits = Awaits::Load(version);
+        self.waiters.iter().any(|waiter| matches!(waiter.ask, Ask::Lease { awaits: it, .. } if it == awaits))
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
@@ -532,6 +559,7 @@ impl Decider {
         }
         let Some(offer) = offer else {
             let failed = self.failed(now, |tried| match tried {
+                Tried::Planning => true,
                 Tried::Load(fingerprint) => want.is_none_or(|want| want == fingerprint),
                 Tried::Warming(_) => false,
             });

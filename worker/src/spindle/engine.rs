@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use super::file::{FileMode, SpindleFile};
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "tests of our own use more of it"))]
 pub(crate) mod sim;
 pub(crate) mod threads;
 pub(crate) mod uring;
@@ -237,7 +238,7 @@ pub(crate) enum EngineKind {
     /// Plain system calls.
     Threads,
     /// A simulated disk. Paths outside of its folder do not exist for it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     Sim(sim::SimDisk),
 }
 
@@ -252,7 +253,7 @@ pub(crate) struct Choice {
 enum Maker {
     Uring,
     Threads,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     Sim(sim::SimDisk),
 }
 
@@ -264,7 +265,7 @@ impl EngineKind {
     pub(crate) fn choose(&self) -> Result<Choice, String> {
         match self {
             EngineKind::Threads => Ok(Choice::threads()),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             EngineKind::Sim(disk) => Ok(Choice { maker: Maker::Sim(disk.clone()), reason: None }),
             EngineKind::Uring => {
                 uring::UringEngine::probe()?;
@@ -294,7 +295,7 @@ impl Choice {
                 Err(error) => Err(format!("the kernel granted no ring of {depth} ({error})")),
             },
             Maker::Threads => Ok(Box::new(threads::ThreadsEngine::new())),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             Maker::Sim(disk) => Ok(Box::new(sim::SimEngine::new(disk.clone()))),
         }
     }
@@ -304,7 +305,7 @@ impl Choice {
         match self.maker {
             Maker::Uring => "uring",
             Maker::Threads => "threads",
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             Maker::Sim(_) => "sim",
         }
     }

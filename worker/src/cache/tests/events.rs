@@ -16,6 +16,8 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
         Event::LoadBegan { .. } => "began",
         Event::LoadSealed { .. } => "sealed",
         Event::LoadFailed { .. } => "failed",
+        Event::PlanFailed { .. } => "plan failed",
+        Event::LoadInvalid { .. } => "invalid",
         Event::Resliced { .. } => "resliced",
         Event::Durable { .. } => "durable",
         Event::CommitFailed { .. } => "commit failed",

@@ -25,6 +25,7 @@ enum Step {
     Erase,
     Pin(bool),
     Close,
+    FailPlan,
     EndLoad { how: u8 },
     EndCommit { well: bool },
     EndWarming { which: u8, how: u8 },
@@ -44,6 +45,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Flush),
         1 => Just(Step::Erase),
         1 => prop::bool::weighted(0.3).prop_map(Step::Pin),
+        1 => Just(Step::FailPlan),
         6 => (0..8u8).prop_map(|how| Step::EndLoad { how }),
         6 => prop::bool::weighted(0.8).prop_map(|well| Step::EndCommit { well }),
         6 => (any::<u8>(), 0..8u8).prop_map(|(which, how)| Step::EndWarming { which, how }),
@@ -267,6 +269,10 @@ impl World {
                 self.closed |= !self.gone;
                 self.feed(SnapEvent::Close)?;
                 fail_unless!(self.waiting.is_empty(), "nobody waits for a closed cache: {:?}", self.waiting);
+            }
+            Step::FailPlan => {
+                self.failures_until = self.now + Limits::default().heal_max;
+                self.feed(SnapEvent::PlanFailed)?;
             }
             Step::EndLoad { how } => return self.end_load(how),
             Step::EndCommit { well } => {

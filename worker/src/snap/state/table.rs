@@ -187,6 +187,7 @@ fn events(decider: &Decider) -> Vec<(&'static str, SnapEvent)> {
     events.push(if decider.pinned { ("unpin", SnapEvent::Unpin) } else { ("pin", SnapEvent::Pin) });
     if decider.life == Life::Open {
         events.push(("close", SnapEvent::Close));
+        events.push(("planning failed", SnapEvent::PlanFailed));
     }
     if let Some(load) = decider.load.filter(|load| !load.sealed) {
         let version = load.version;

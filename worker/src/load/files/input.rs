@@ -3,21 +3,20 @@
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::failure::Failure;
-use crate::file_kind::other_kind;
+use super::FileError;
 
 /// One file or stream.
-pub(super) struct Input {
-    /// As people know it: where it lies, or "standard input".
-    pub(super) path: PathBuf,
-    /// Its name, which counts for the fingerprint: in a folder its path from there.
-    pub(super) name: PathBuf,
+#[derive(Clone, Debug)]
+pub struct Input {
+    path: PathBuf,
+    name: PathBuf,
     kind: Kind,
 }
 
+#[derive(Clone, Copy, Debug)]
 enum Kind {
     Stdin,
     /// A pipe or a device: what was read is gone.
@@ -26,7 +25,7 @@ enum Kind {
 }
 
 /// What changes when somebody writes a file.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     len: u64,
     modified: (i64, i64),
@@ -39,8 +38,25 @@ impl Stamp {
 }
 
 impl Input {
-    /// How much it holds, if that is known before it is read. Files under /proc say 0 and are not empty.
-    pub(super) fn len(&self) -> Option<u64> {
+    /// Standard input.
+    pub fn stdin() -> Input {
+        let name = PathBuf::from("standard input");
+        Input { path: name.clone(), name, kind: Kind::Stdin }
+    }
+
+    /// As people know it: where it lies, or "standard input".
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its name, which counts for the fingerprint: in a folder its path from there.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// How many bytes it holds, if that is known before it is read. Files under /proc say 0 and are not empty.
+    #[allow(clippy::len_without_is_empty, reason = "it is not always known")]
+    pub fn len(&self) -> Option<u64> {
         match self.kind {
             Kind::File(stamp) => Some(stamp.len),
             Kind::Stdin | Kind::Stream => None,
@@ -48,50 +64,56 @@ impl Input {
     }
 
     /// Opens it for reading from its start.
-    pub(super) fn open(&self) -> Result<File, Failure> {
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn open(&self) -> Result<File, FileError> {
         let file = match self.kind {
             Kind::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
             Kind::Stream | Kind::File(_) => File::open(&self.path),
         };
-        file.map_err(|error| Failure::io(&self.path, "read", &error))
+        file.map_err(|error| FileError::io(&self.path, error))
     }
 
-    /// Refuses a file that is not as it was when the load began: its fingerprint was for that.
-    pub(super) fn check_unchanged(&self) -> Result<(), Failure> {
+    /// Refuses a file that is not as it was when it was found: its fingerprint was for that.
+    ///
+    /// # Errors
+    /// [`FileError::Changed`], [`FileError::Io`].
+    pub fn check_unchanged(&self) -> Result<(), FileError> {
         let Kind::File(before) = self.kind else { return Ok(()) };
-        let metadata = fs::metadata(&self.path).map_err(|error| Failure::io(&self.path, "read", &error))?;
+        let metadata = fs::metadata(&self.path).map_err(|error| FileError::io(&self.path, error))?;
         match Stamp::of(&metadata) == before {
             true => Ok(()),
-            false => Err(Failure::file(&self.path, "was changed while it was loaded; load it again")),
+            false => Err(FileError::Changed { path: self.path.clone() }),
         }
     }
 }
 
-/// What `--from` means: the inputs, in the order in which they are loaded.
-pub(super) fn find(from: &Path) -> Result<Vec<Input>, Failure> {
-    if from == Path::new("-") {
-        let name = PathBuf::from("standard input");
-        return Ok(vec![Input { path: name.clone(), name, kind: Kind::Stdin }]);
-    }
-    let metadata = fs::metadata(from).map_err(|error| Failure::io(from, "read", &error))?;
-    let kind = match other_kind(&metadata) {
-        None => Kind::File(Stamp::of(&metadata)),
-        Some("a folder") => return find_in_folder(from),
-        Some("a socket") => {
-            return Err(Failure::file(from, "is a socket, expected a file, a folder or a pipe"));
+/// The inputs at a path, in the order in which they are loaded: a file or a pipe is one, a folder is all regular files in it
+/// and in its folders. Links in it are not followed.
+///
+/// # Errors
+/// [`FileError`].
+pub fn find(from: &Path) -> Result<Vec<Input>, FileError> {
+    let metadata = fs::metadata(from).map_err(|error| FileError::io(from, error))?;
+    let kind = match metadata.file_type() {
+        kind if kind.is_file() => Kind::File(Stamp::of(&metadata)),
+        kind if kind.is_dir() => return find_in_folder(from),
+        kind if kind.is_socket() => {
+            return Err(FileError::content(from, "is a socket, expected a file, a folder or a pipe"));
         }
-        Some(_) => Kind::Stream,
+        _ => Kind::Stream,
     };
     let name = from.file_name().map_or_else(|| from.to_owned(), PathBuf::from);
     Ok(vec![Input { path: from.to_owned(), name, kind }])
 }
 
 /// The regular files in a folder and its folders. Links are not followed: they may lead out, or in circles.
-fn find_in_folder(root: &Path) -> Result<Vec<Input>, Failure> {
+fn find_in_folder(root: &Path) -> Result<Vec<Input>, FileError> {
     let mut inputs = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
-        let failure = |error: io::Error| Failure::io(&folder, "read", &error);
+        let failure = |error: io::Error| FileError::io(&folder, error);
         for entry in fs::read_dir(&folder).map_err(failure)? {
             let entry = entry.map_err(failure)?;
             let kind = entry.file_type().map_err(failure)?;
@@ -99,7 +121,7 @@ fn find_in_folder(root: &Path) -> Result<Vec<Input>, Failure> {
             if kind.is_dir() {
                 folders.push(path);
             } else if kind.is_file() {
-                let metadata = entry.metadata().map_err(|error| Failure::io(&path, "read", &error))?;
+                let metadata = entry.metadata().map_err(|error| FileError::io(&path, error))?;
                 let name = path.strip_prefix(root).expect("it was found in there").to_owned();
                 inputs.push(Input { path, name, kind: Kind::File(Stamp::of(&metadata)) });
             }
@@ -122,7 +144,7 @@ mod tests {
         }
         std::os::unix::fs::symlink("z", folder.path().join("link")).unwrap();
         std::os::unix::fs::symlink(".", folder.path().join("circle")).unwrap();
-        let inputs = find(folder.path()).unwrap_or_else(|failure| panic!("{failure}"));
+        let inputs = find(folder.path()).unwrap();
         let names: Vec<&str> = inputs.iter().map(|input| input.name.to_str().unwrap()).collect();
         assert_eq!(names, ["a", "b/0", "b/c/1", "z"]);
     }
@@ -132,7 +154,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f");
         fs::write(&path, "one").unwrap();
-        let inputs = find(&path).unwrap_or_else(|failure| panic!("{failure}"));
+        let inputs = find(&path).unwrap();
         assert!(inputs[0].check_unchanged().is_ok());
         fs::write(&path, "another").unwrap();
         assert!(inputs[0].check_unchanged().is_err());
