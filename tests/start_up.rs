@@ -229,7 +229,9 @@ fn a_region_of_a_later_version_is_left_alone() {
 
 #[test]
 fn what_can_never_be_served_is_dropped_told_and_removed() {
-    let cases: [(&str, &str, fn(&Path)); 5] = [
+    /// A name, what is told, and what is done to the first region file.
+    type Case = (&'static str, &'static str, fn(&Path));
+    let cases: [Case; 5] = [
         ("gone", "is not there", |region| fs::remove_file(region).unwrap()),
         ("cut", "the manifest says", |region| {
             fs::File::options().write(true).open(region).unwrap().set_len(PAGE_BYTES as u64).unwrap();

@@ -28,6 +28,9 @@ use crate::spindle::held::Spindle;
 /// How long the end of a cache waits for the reading, which has stopped unless a disk hangs.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// What a thread is to do.
+type Job = Box<dyn FnOnce() + Send>;
+
 /// How far the reading of the manifests is.
 #[derive(Default)]
 pub(crate) struct Recovering {
@@ -67,9 +70,9 @@ impl Recovering {
             recovering.end(report);
         };
         // Where there are no more threads the caller's does it.
-        let job: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>> = Arc::new(Mutex::new(Some(Box::new(read))));
+        let job: Arc<Mutex<Option<Job>>> = Arc::new(Mutex::new(Some(Box::new(read))));
         let of_thread = job.clone();
-        let run = |job: &Mutex<Option<Box<dyn FnOnce() + Send>>>| {
+        let run = |job: &Mutex<Option<Job>>| {
             let job = lock(job).take();
             job.into_iter().for_each(|job| job());
         };

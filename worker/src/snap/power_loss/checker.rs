@@ -124,6 +124,16 @@ impl Checker {
 
     fn start(&self) -> Result<BTreeMap<Key, Manifest>, String> {
         let recovered = start(&self.spindles).map_err(|error| format!("the start fails: {error}"))?;
+        // What was never finished, or was replaced, is dropped. A manifest whose regions are not there is a commit or
+        // a flush in the wrong order, also if the start can put that right.
+        let report = recovered.report;
+        let is_expected = |why: &str| why == "it was never finished" || why.ends_with("has replaced it");
+        if let Some((path, why)) = report.dropped.iter().find(|(_, why)| !is_expected(why)) {
+            return Err(format!("{} is dropped: {why}", path.display()));
+        }
+        if let Some((path, why)) = report.left_alone.first() {
+            return Err(format!("{} is left alone: {why}", path.display()));
+        }
         Ok(recovered.slices)
     }
 
