@@ -139,34 +139,49 @@ fn a_load_that_nobody_waits_for_goes_on_unless_its_plan_says_otherwise() {
     }
 }
 
-/// Goal: what fails is not tried again for a while, twice as long each time, and works when the source does. Method: one
-/// waits as long as the errors say.
-#[test]
-fn a_load_that_fails_heals_with_time_and_says_when() {
-    let folder = tempfile::tempdir().unwrap();
-    let loader = faulty([LoaderFault::Fail, LoaderFault::Fail]);
-    let (min, max) = (Duration::from_millis(200), Duration::from_secs(10));
-    let cache = builder(folder.path(), &loader).heal_after(min, max).open().unwrap();
-    for in_a_row in 1..=2 {
-        let error = lease(&cache).unwrap_err();
-        let LeaseError::LoadFailed { why, .. } = &error else { panic!("{error}") };
-        assert_eq!(why, "the source fails, as told");
-        let status = cache.snap(&key()).status();
-        let failure = status.failure.expect("it has just failed");
-        assert_eq!((status.state, failure.in_a_row, &*failure.why), (SnapState::Failed, in_a_row, &**why));
-        assert!(failure.again_in <= min * in_a_row && failure.again_in > Duration::ZERO);
-        assert_eq!(cache.search(&KeyPattern::ALL).len(), 1, "it is listed");
-        let plans = loader.plans();
-        match lease(&cache) {
-            Err(LeaseError::Failed { again_in, why, .. }) => {
-                assert!(again_in <= min * in_a_row && why == "the source fails, as told");
-                assert_eq!(loader.plans(), plans, "nobody asks the source");
-                std::thread::sleep(again_in);
-            }
-            other => panic!("{other:?}"),
+/// The next answer after what failed has healed.
+fn lease_when_healed(cache: &Cache) -> Result<Lease, LeaseError> {
+    loop {
+        match lease(cache) {
+            Err(LeaseError::Failed { again_in, .. }) => std::thread::sleep(again_in),
+            answer => return answer,
         }
     }
-    check(&lease(&cache).unwrap(), 0);
+}
+
+#[test]
+fn a_load_that_has_failed_is_not_tried_again_for_a_while_and_says_when() {
+    let folder = tempfile::tempdir().unwrap();
+    let loader = faulty([LoaderFault::Fail]);
+    let wait = Duration::from_secs(60);
+    let cache = builder(folder.path(), &loader).heal_after(wait, wait).open().unwrap();
+    let told = "the source fails, as told";
+    let error = lease(&cache).unwrap_err();
+    assert!(matches!(&error, LeaseError::LoadFailed { why, .. } if why == told), "{error}");
+    let status = cache.snap(&key()).status();
+    let failure = status.failure.expect("it has just failed");
+    assert_eq!((status.state, failure.in_a_row, &*failure.why), (SnapState::Failed, 1, told));
+    assert!(failure.again_in <= wait && failure.again_in > Duration::ZERO);
+    assert_eq!(cache.search(&KeyPattern::ALL).len(), 1, "it is listed");
+    match lease(&cache) {
+        Err(LeaseError::Failed { again_in, why, .. }) => assert!(again_in <= failure.again_in && why == told),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((loader.plans(), loader.fills()), (1, 1), "nobody asks the source");
+}
+
+#[test]
+fn a_load_that_fails_heals_with_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let loader = faulty([LoaderFault::Fail, LoaderFault::Fail]);
+    let min = Duration::from_millis(20);
+    let cache = builder(folder.path(), &loader).heal_after(min, Duration::from_secs(10)).open().unwrap();
+    let begun = Instant::now();
+    for _ in 0..2 {
+        assert!(matches!(lease_when_healed(&cache), Err(LeaseError::LoadFailed { .. })));
+    }
+    check(&lease_when_healed(&cache).unwrap(), 0);
+    assert!(begun.elapsed() >= min + 2 * min, "the second failure counts twice: {:?}", begun.elapsed());
     assert_eq!((cache.snap(&key()).status().failure, loader.fills()), (None, 3));
 }
 
@@ -175,23 +190,31 @@ fn a_plan_that_fails_or_panics_heals_with_time_too() {
     let folder = tempfile::tempdir().unwrap();
     let loader = FaultyLoader::new(BLOBS);
     loader.fail_plans([LoaderFault::Fail, LoaderFault::Panic, LoaderFault::NotThere]);
-    let min = Duration::from_millis(200);
+    let min = Duration::from_millis(20);
     let cache = builder(folder.path(), &loader).heal_after(min, min).open().unwrap();
     for told in ["the source fails, as told", "its loader panicked: the loader panics, as told"] {
-        let error = lease(&cache).unwrap_err();
+        let error = lease_when_healed(&cache).unwrap_err();
         assert!(matches!(&error, LeaseError::LoadFailed { why, .. } if why == told), "{error}");
-        assert_eq!(cache.snap(&key()).status().state, SnapState::Failed);
-        let Err(LeaseError::Failed { again_in, .. }) = lease(&cache) else { panic!("it is not asked again") };
-        std::thread::sleep(again_in);
     }
-    assert!(matches!(lease(&cache), Err(LeaseError::NotThere { .. })));
-    assert_eq!(
-        cache.snap(&key()).status().failure.map(|failure| failure.in_a_row),
-        None,
-        "that is no failure"
-    );
+    assert!(matches!(lease_when_healed(&cache), Err(LeaseError::NotThere { .. })));
+    assert_eq!(cache.snap(&key()).status().failure, None, "that is no failure");
     check(&lease(&cache).unwrap(), 0);
     assert_eq!((loader.plans(), loader.fills()), (4, 1));
+}
+
+#[test]
+fn a_plan_that_has_failed_is_not_asked_for_again_for_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    let loader = FaultyLoader::new(BLOBS);
+    loader.fail_plans([LoaderFault::Fail]);
+    let wait = Duration::from_secs(60);
+    let cache = builder(folder.path(), &loader).heal_after(wait, wait).open().unwrap();
+    assert!(matches!(lease(&cache), Err(LeaseError::LoadFailed { .. })));
+    assert_eq!(cache.snap(&key()).status().state, SnapState::Failed);
+    assert!(matches!(lease(&cache), Err(LeaseError::Failed { .. })));
+    let wanted = Want::Fingerprint(FaultyLoader::fingerprint(0));
+    assert!(matches!(cache.lease(&key(), wanted, None), Err(LeaseError::Failed { .. })));
+    assert_eq!(loader.plans(), 1);
 }
 
 #[test]
@@ -260,9 +283,9 @@ fn dropping_the_last_handle_cancels_what_loaders_are_at() {
     let folder = tempfile::tempdir().unwrap();
     let loader = faulty([LoaderFault::Hang]);
     let cache = builder(folder.path(), &loader).open().unwrap();
-    let soon = Some(Instant::now() + Duration::from_millis(10));
-    assert!(cache.lease(&key(), Want::Latest, soon).is_err());
+    let waiting = cache.lease_async(&key(), Want::Latest, None);
     assert!(loader.wait_for_hangs(1, later().unwrap()));
+    drop(waiting);
     let begun = Instant::now();
     drop(cache);
     assert!(begun.elapsed() < Duration::from_secs(30));
