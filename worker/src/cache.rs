@@ -27,6 +27,7 @@ use crate::region::smaps::large_page_bytes;
 use crate::scan::lease::{Held, Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
+use crate::slice::ahead::Ahead;
 use crate::slice::build::RegionBuild;
 use crate::slice::plan::{LoadPlan, REGIONS_MAX};
 use crate::slice::scratch::Scratch;
@@ -106,6 +107,8 @@ pub(crate) struct CacheCore {
     pub(crate) verify: Verify,
     /// Room that parcels are inflated into, one after the other.
     pub(crate) scratch: Scratch,
+    /// Memory for the next pieces of images that are being written.
+    pub(crate) ahead: Arc<Ahead>,
     pub(crate) piece_bytes: usize,
     pub(crate) image_bytes_max: usize,
     pub(crate) regions_default: u32,
@@ -990,11 +993,14 @@ impl CacheCore {
             MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces).with_paging(paging);
         let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
         let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone(), limits));
+        let (reaper, cores) =
+            (warmth.reaper.inbox(), std::thread::available_parallelism().map_or(1, usize::from));
         CacheCore {
             warmth,
             spindles,
             pieces: MemoryBudget::new(pieces, pieces),
             scratch: Scratch::new(scratch as usize),
+            ahead: Arc::new(Ahead::new(reaper, cores)),
             streams: StreamMemory {
                 rings: MemoryBudget::new(streams, streams).with_paging(paging),
                 ring_bytes: streams / scan_threads.count() as u64,

@@ -6,6 +6,7 @@
 //!                                        └─seal─▶ image: can be scanned now, durable later
 //! ```
 
+pub(crate) mod ahead;
 pub(crate) mod build;
 pub(crate) mod deal;
 pub(crate) mod parcel;

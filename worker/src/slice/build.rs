@@ -11,6 +11,7 @@ use crate::budget::ledger::{Reservation, Stored};
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused};
 use crate::region::arena::{FrozenBytes, Image, ImageWriter, PieceBuffer};
 use crate::scan::patience::Patience;
+use crate::slice::ahead::Ahead;
 use crate::slice::space::FileSpace;
 use crate::spindle::engine::{DiskError, IoBytes, Op, Outcome};
 use crate::spindle::file::{FileMode, SpindleFile};
@@ -58,6 +59,7 @@ pub(crate) struct Site {
     pub(crate) full_path: PathBuf,
     pub(crate) lane: Lane,
     pub(crate) budget: MemoryBudget,
+    pub(crate) ahead: Arc<Ahead>,
     pub(crate) piece_bytes: usize,
     pub(crate) image_bytes_max: usize,
     /// How long its load waits: to the load's deadline or end.
@@ -205,6 +207,7 @@ impl PieceMemory {
                 };
                 // The system has no more of it for us: what there is can still be written.
                 let Ok(full) = image.next_piece(more) else { return self.give_up_image(site, writes) };
+                site.ahead.piece_begun(site.piece_bytes);
                 let len = full.len();
                 writes.submit(site, Box::new(full), len, false)?;
                 // What failed meanwhile does not stop an image: it can be scanned, and written elsewhere.

@@ -272,6 +272,7 @@ impl SliceWriter {
                 lane: core.next_lane(),
                 spindle,
                 budget: core.budget.clone(),
+                ahead: core.ahead.clone(),
                 piece_bytes,
                 image_bytes_max: core.image_bytes_max,
                 patience: Patience { stop: Some(over.clone()), ..Patience::until(plan.deadline) },
@@ -470,6 +471,7 @@ impl Load {
             return Err(LoadError::TooMuch { key: key(), bytes, bytes_max });
         }
         let patience = Patience { stop: Some(self.over.clone()), ..Patience::until(self.plan.deadline) };
+        let _producing = self.core.ahead.producing();
         let mut lots: Vec<(&Turn, Vec<&[u8]>)> =
             draft.regions.iter().zip(lots).filter(|(_, lot)| !lot.is_empty()).collect();
         while !lots.is_empty() {

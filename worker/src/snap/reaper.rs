@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The memory of an image may be kept for the next one instead of being unmapped: for ten seconds after the last region
-//! went, or until anything else needs it.
+//! went, or until anything else needs it. In the same way the thread makes fresh memory ready for a load: see
+//! [`ahead`](crate::slice::ahead).
 //!
 //! The order matters: what is still mapped stays in the page cache whatever it is told, and memory is free
 //! only when it is unmapped. The page cache is told by the spindle's own threads, and nobody waits for them: a disk
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 
-use crate::budget::memory::{MemoryBudget, MemoryGrant};
+use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
+use crate::region::arena::{ImageMemory, ImageWriter};
 use crate::snap::hot::RegionBytes;
 use crate::snap::manifest::FileCount;
 use crate::spindle::engine::Op;
@@ -32,6 +34,9 @@ const DROP_CACHE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long [`Reaper::settle`] waits. Unmapping 2 GiB of small pages takes a sixth of a second.
 const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How many pieces of an image may be ready: one is taken while the other is touched.
+const PIECES_AHEAD: u64 = 2;
 
 /// How long memory is kept for the next image after the last region went.
 const SPARES_IDLE_MAX: Duration = Duration::from_secs(10);
@@ -49,6 +54,8 @@ pub(crate) struct Remains {
 
 enum Order {
     Bury(Box<Remains>),
+    /// Touches memory for a piece of an image.
+    Prepare(usize),
     /// Answers, by hanging up, when all before it is done.
     Settle(Sender<()>),
 }
@@ -114,6 +121,12 @@ impl ReaperInbox {
         }
     }
 
+    /// Wishes that memory for a piece of an image is there before it is wanted.
+    pub(crate) fn prepare(&self, piece_bytes: usize) {
+        // Without the thread whoever fills the piece touches it.
+        let _ = self.give(Order::Prepare(piece_bytes));
+    }
+
     fn give(&self, order: Order) -> Result<(), Order> {
         if !self.thread.is_running() {
             return Err(order);
@@ -155,6 +168,10 @@ fn reap(orders: &Receiver<Order>, budget: &MemoryBudget) {
                     }
                     idle = after(SPARES_IDLE_MAX);
                 }
+                Ok(Order::Prepare(piece_bytes)) => {
+                    let _ = catch_unwind(AssertUnwindSafe(|| prepare(budget, piece_bytes)));
+                    idle = after(SPARES_IDLE_MAX);
+                }
                 Ok(Order::Settle(done)) => tellings.settle(done),
                 Err(_) => return,
             },
@@ -167,6 +184,22 @@ fn reap(orders: &Receiver<Order>, budget: &MemoryBudget) {
                 idle = never();
             }
         }
+    }
+}
+
+/// Touches memory for a piece, and leaves it to the budget as spare pages. Not if there are enough; nor where memory is short,
+/// since for a moment it is in the way of others.
+fn prepare(budget: &MemoryBudget, piece_bytes: usize) {
+    let counts = budget.counts();
+    let free = counts.residence_max - counts.images - counts.mapped;
+    let pieces = |bytes: u64| bytes / piece_bytes as u64;
+    if pieces(counts.spares) >= PIECES_AHEAD || pieces(free) < 2 * PIECES_AHEAD {
+        return;
+    }
+    let Ok(grant) = budget.try_take(MemoryUse::Images, piece_bytes as u64) else { return };
+    let fresh = ImageMemory { grant, spares: Vec::new() };
+    if let Ok(mut piece) = ImageWriter::new(piece_bytes, piece_bytes, fresh) {
+        piece.touch();
     }
 }
 
