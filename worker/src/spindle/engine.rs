@@ -10,6 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::file::{FileMode, SpindleFile};
 
 #[cfg(any(test, feature = "testing"))]
@@ -110,6 +112,61 @@ impl Part {
             }
             Part::Whole { .. } => Ok(0..length),
             Part::End { bytes } => Ok(length.saturating_sub(bytes as u64)..length),
+        }
+    }
+}
+
+/// Kinds of operations, as they are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OpKind {
+    /// Bytes of regions and manifests are read.
+    Read,
+    /// Bytes of regions and manifests are written.
+    Write,
+    /// What was written is made durable: files and folders.
+    Sync,
+    /// Files are made, opened, locked and closed.
+    Open,
+    /// Space is taken for a file, and given back.
+    Allocate,
+    /// A file gets another name.
+    Rename,
+    /// A file loses its name.
+    Unlink,
+    /// Folders are made, removed and listed.
+    Folder,
+    /// Lengths and free space are asked for, and the page cache is let go.
+    Ask,
+}
+
+impl OpKind {
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [OpKind; 9] = [
+        OpKind::Read,
+        OpKind::Write,
+        OpKind::Sync,
+        OpKind::Open,
+        OpKind::Allocate,
+        OpKind::Rename,
+        OpKind::Unlink,
+        OpKind::Folder,
+        OpKind::Ask,
+    ];
+
+    /// Its name in statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            OpKind::Read => "read",
+            OpKind::Write => "write",
+            OpKind::Sync => "sync",
+            OpKind::Open => "open",
+            OpKind::Allocate => "allocate",
+            OpKind::Rename => "rename",
+            OpKind::Unlink => "unlink",
+            OpKind::Folder => "folder",
+            OpKind::Ask => "ask",
         }
     }
 }
@@ -359,6 +416,21 @@ impl Op {
             Op::Space { .. } => "ask for the space of",
             Op::Lock { .. } => "lock",
             Op::Close { .. } => "close",
+        }
+    }
+
+    /// What it is counted as.
+    pub(crate) fn kind(&self) -> OpKind {
+        match self {
+            Op::Read { .. } | Op::ReadSmall { .. } | Op::Look { .. } => OpKind::Read,
+            Op::Write { .. } | Op::WriteSmall { .. } => OpKind::Write,
+            Op::SyncData { .. } | Op::SyncFolder { .. } => OpKind::Sync,
+            Op::CreateFile { .. } | Op::OpenFile { .. } | Op::Lock { .. } | Op::Close { .. } => OpKind::Open,
+            Op::Allocate { .. } | Op::SetLength { .. } => OpKind::Allocate,
+            Op::Rename { .. } => OpKind::Rename,
+            Op::Unlink { .. } => OpKind::Unlink,
+            Op::CreateFolder { .. } | Op::RemoveFolder { .. } | Op::List { .. } => OpKind::Folder,
+            Op::Length { .. } | Op::LengthOf { .. } | Op::Space { .. } | Op::DropCache { .. } => OpKind::Ask,
         }
     }
 

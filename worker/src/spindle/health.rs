@@ -16,8 +16,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
+use serde::Serialize;
+
 /// Where a spindle stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum HealthState {
     /// Nothing is wrong.

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::engine::{Bell, Choice, DiskError, Engine, EngineKind, Finished, Op, Outcome, Subject};
+use super::engine::{Bell, Choice, DiskError, Engine, EngineKind, Finished, Op, OpKind, Outcome, Subject};
 use super::file::SpindleFile;
 use crate::scan::patience::{Impatience, Patience};
 
@@ -49,6 +49,8 @@ pub(crate) struct Lane(pub(crate) u64);
 impl Lane {
     /// For what belongs to no region: folders, manifests, probes.
     pub(crate) const HOUSE: Lane = Lane(u64::MAX);
+    /// For what nobody waits for: it gets its turn when all other lanes are empty.
+    pub(crate) const LAST: Lane = Lane(u64::MAX - 1);
 }
 
 /// What to start.
@@ -74,7 +76,11 @@ pub(crate) type Watch = Arc<dyn Fn(&Watched<'_>) + Send + Sync>;
 /// An operation that ended, as the spindle's health sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Watched<'a> {
+    pub(crate) kind: OpKind,
+    /// The memory that it held.
     pub(crate) bytes: u64,
+    /// What it has read or written.
+    pub(crate) moved: u64,
     /// From the moment the engine got it. Waiting in the queue is not the disk's fault.
     pub(crate) took: Duration,
     pub(crate) error: Option<&'a DiskError>,
@@ -331,6 +337,13 @@ impl Impellers {
         running + queue.lanes.values().flatten().map(|job| job.op.bytes_held()).sum::<u64>()
     }
 
+    /// How many operations wait for an impeller, and how many the disk has.
+    pub(crate) fn depths(&self) -> (u64, u64) {
+        let queue = lock(&self.shared.queue);
+        let queued: usize = queue.lanes.values().map(VecDeque::len).sum();
+        (queued as u64, queue.running.len() as u64)
+    }
+
     /// The operation that has been under way the longest, and for how long: how a hang is noticed.
     pub(crate) fn oldest(&self) -> Option<(Subject, Duration)> {
         let queue = lock(&self.shared.queue);
@@ -458,8 +471,13 @@ impl Impeller {
     fn finish(&self, token: u64, result: Result<Outcome, DiskError>) {
         let Some((running, leftover)) = self.shared.release(token) else { return };
         if let Some(watch) = &self.watch {
-            let watched =
-                Watched { bytes: running.bytes, took: running.since.elapsed(), error: result.as_ref().err() };
+            let watched = Watched {
+                kind: running.kind,
+                bytes: running.bytes,
+                moved: moved(&running, &result),
+                took: running.since.elapsed(),
+                error: result.as_ref().err(),
+            };
             // The watcher's bug is not the disk's: the operation keeps its own result.
             let _ = catch_unwind(AssertUnwindSafe(|| watch(&watched)));
         }
@@ -539,6 +557,7 @@ struct Running {
     impeller: usize,
     subject: Subject,
     reply: Reply,
+    kind: OpKind,
     bytes: u64,
     weight: u64,
     since: Instant,
@@ -656,6 +675,7 @@ impl Shared {
                     impeller: number,
                     subject,
                     reply: job.reply,
+                    kind: job.op.kind(),
                     bytes: job.op.bytes_held(),
                     weight: weight_of(&job.op),
                     since: Instant::now(),
@@ -756,7 +776,13 @@ impl Queue {
     }
 
     fn pop(&mut self) -> Option<Job> {
-        let lane = self.turns.pop_front()?;
+        let mut lane = self.turns.pop_front()?;
+        if lane == Lane::LAST
+            && let Some(other) = self.turns.pop_front()
+        {
+            self.turns.push_back(lane);
+            lane = other;
+        }
         let jobs = self.lanes.get_mut(&lane).expect("a lane in `turns` has something queued");
         let job = jobs.pop_front().expect("a lane in `turns` has something queued");
         if jobs.is_empty() {
@@ -796,6 +822,17 @@ impl fmt::Display for Abandoned {
             Some(on) => write!(f, "{} (waits to {} {})", self.thread, on.verb(), on.path().display()),
             None => f.write_str(&self.thread),
         }
+    }
+}
+
+fn moved(running: &Running, result: &Result<Outcome, DiskError>) -> u64 {
+    match (running.kind, result) {
+        (_, Err(_)) => 0,
+        (_, Ok(Outcome::ReadBack { len, .. })) => *len as u64,
+        (_, Ok(Outcome::Bytes(bytes))) => bytes.len() as u64,
+        (_, Ok(Outcome::Looks(looks))) => looks.iter().flatten().map(|look| look.bytes.len() as u64).sum(),
+        (OpKind::Write, Ok(_)) => running.bytes,
+        (_, Ok(_)) => 0,
     }
 }
 

@@ -482,3 +482,29 @@ fn a_request_lost_in_the_ring_holds_up_nothing_else() {
     let room = room.into_any().downcast::<PageBuffer>().unwrap();
     assert_eq!((*room).as_ref()[..len], *b"late");
 }
+
+/// Goal: what nobody waits for goes behind all else, and is not forgotten. Method: the order in which a queue gives up
+/// what stands in several lanes.
+#[test]
+fn the_last_lane_is_served_when_all_others_are_empty() {
+    let (replies, _kept) = replies();
+    let shared = Shared::new(16 * MIB, None);
+    let mut queue = lock(&shared.queue);
+    let mut push = |lane, name: &str| {
+        let op = Op::Space { path: PathBuf::from(name) };
+        queue.push(lane, Job { op, reply: replies.tag(0), deadline: None });
+    };
+    push(Lane::LAST, "last 1");
+    push(Lane::LAST, "last 2");
+    push(Lane(1), "one 1");
+    push(Lane(1), "one 2");
+    push(Lane::HOUSE, "house");
+    let next = |queue: &mut Queue| Some(queue.pop()?.op.subject().path().display().to_string());
+    let first: Vec<_> = (0..3).map_while(|_| next(&mut queue)).collect();
+    assert_eq!(first, ["one 1", "house", "one 2"]);
+    assert_eq!(next(&mut queue).unwrap(), "last 1");
+    let late = Job { op: Op::Space { path: "late".into() }, reply: replies.tag(0), deadline: None };
+    queue.push(Lane(2), late);
+    assert_eq!([next(&mut queue), next(&mut queue)], [Some("late".into()), Some("last 2".into())]);
+    assert_eq!(next(&mut queue), None);
+}
