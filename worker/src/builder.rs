@@ -18,6 +18,7 @@ use crate::spindle::engine::EngineKind;
 use crate::spindle::health::HealthLimits;
 use crate::spindle::held::{Spindle, SpindlePlan, share_disk};
 use crate::spindle::identity::NetworkFolders;
+use crate::stats::recorder::Registrar;
 
 /// Sets up a cache. Everything but the spindles has a default that fits the machine.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,7 @@ use crate::spindle::identity::NetworkFolders;
 pub struct CacheBuilder {
     config: Config,
     loaders: Loaders,
+    registrar: Registrar,
 }
 
 /// Why a cache can't be opened.
@@ -48,13 +50,19 @@ pub enum CacheError {
         /// What the disk said.
         source: crate::DiskError,
     },
+    /// The system gives no thread.
+    #[error("there is no thread for the scrub")]
+    Threads {
+        /// What the system said.
+        source: std::io::Error,
+    },
 }
 
 impl CacheBuilder {
     /// With all settings from a [`Config`], which may have come from a file. What is called after it adds to
     /// them or overrides them.
     pub fn from_config(config: Config) -> Self {
-        CacheBuilder { config, loaders: Loaders::default() }
+        CacheBuilder { config, ..CacheBuilder::default() }
     }
 
     /// Adds a folder on a disk, and how many bytes it may hold: a number, or `None` for half of what is free
@@ -159,6 +167,21 @@ impl CacheBuilder {
         self
     }
 
+    /// Reads what lies on the disks again in the background, so many bytes a second, and compares it with its checksums;
+    /// `None`, as by default, does not. It goes behind all other work of the disks and past the page cache, oldest verified
+    /// slice first, each once a day. A slice that is damaged is dropped, and [`Event::Damaged`](crate::Event::Damaged) tells.
+    pub fn scrub(mut self, bytes_per_second: impl Into<Option<u64>>) -> Self {
+        self.config.scrub.rate = bytes_per_second.into();
+        self
+    }
+
+    /// Where the cache's metrics go. By default to what is installed for the process when the cache is opened.
+    #[cfg(feature = "metrics")]
+    pub fn recorder(mut self, recorder: Arc<dyn metrics::Recorder + Send + Sync>) -> Self {
+        self.registrar = Registrar::of(recorder);
+        self
+    }
+
     /// Opens the cache, and finds what earlier ones have left on the spindles.
     ///
     /// # Errors
@@ -172,7 +195,7 @@ impl CacheBuilder {
             IoEngine::Threads => EngineKind::Threads,
         };
         let engines = vec![engine; settings.spindles.len()];
-        open(&settings, engines, HealthLimits::default(), loaders)
+        open(&settings, engines, HealthLimits::default(), loaders, &self.registrar)
     }
 
     /// Which loader fills which slice. One that was registered under the name of one that comes with the cache takes its
@@ -195,7 +218,7 @@ impl CacheBuilder {
     ) -> Result<Cache, CacheError> {
         let settings = self.config.settle(&Host::of_this_process())?;
         let loaders = self.registry()?;
-        open(&settings, disks.into_iter().map(EngineKind::Sim).collect(), health, loaders)
+        open(&settings, disks.into_iter().map(EngineKind::Sim).collect(), health, loaders, &self.registrar)
     }
 }
 
@@ -204,8 +227,9 @@ fn open(
     engines: Vec<EngineKind>,
     health: HealthLimits,
     loaders: Registry,
+    registrar: &Registrar,
 ) -> Result<Cache, CacheError> {
-    let spindles = open_spindles(settings, engines, health)?;
+    let spindles = open_spindles(settings, engines, health, registrar)?;
     let listed = list(&spindles).map_err(|source| CacheError::Recovery { source })?;
     // What the spindles hold is not counted yet, and enlarges what they may hold.
     let limited = limit_all(&spindles, settings)?;
@@ -224,7 +248,9 @@ fn open(
         epoch,
         loaders,
         settings.limits,
-    ));
+        settings.scrub_rate,
+        registrar,
+    ))?;
     let (of_recovery, settings_there) = (spindles.clone(), settings.clone());
     cache.start_recovery(listed, move || {
         // A disk that does not answer now keeps the limits it got before.
@@ -253,6 +279,7 @@ fn open_spindles(
     settings: &Settings,
     engines: Vec<EngineKind>,
     health: HealthLimits,
+    registrar: &Registrar,
 ) -> Result<Vec<Arc<Spindle>>, CacheError> {
     let mut spindles: Vec<Arc<Spindle>> = Vec::new();
     for (SpindleConfig { path, .. }, engine) in settings.spindles.iter().zip(engines) {
@@ -263,6 +290,7 @@ fn open_spindles(
             engine,
             network: if settings.network_folders { NetworkFolders::Accept } else { NetworkFolders::Refuse },
             health: health.clone(),
+            registrar: registrar.clone(),
         };
         match Spindle::open(spindles.len(), path, &plan) {
             Ok(spindle) => spindles.push(Arc::new(spindle)),

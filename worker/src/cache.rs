@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::budget::memory::{MemoryBudget, MemoryRefused};
-use crate::builder::CacheBuilder;
+use crate::builder::{CacheBuilder, CacheError};
 use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
 use crate::cache::recovering::{Recovering, Target};
 use crate::cache::table::Table;
@@ -24,6 +26,7 @@ use crate::ops::select::{Selected, Selection, select};
 use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::region::smaps::large_page_bytes;
+use crate::scan::cancel::CancelToken;
 use crate::scan::lease::{Held, Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
@@ -39,6 +42,7 @@ use crate::snap::hot::HotSlice;
 use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::{Listed, RecoveryReport};
 use crate::snap::runner::Runner;
+use crate::snap::scrub::Scrubber;
 use crate::snap::state::{Answer, Limits, SnapEvent, SnapState, Version};
 use crate::snap::stream::{StreamMemory, open_stream};
 use crate::snap::warm::{WarmError, Warmth, verify_slice};
@@ -47,10 +51,13 @@ use crate::spindle::health::HealthState;
 use crate::spindle::held::{Spindle, share_disk};
 use crate::spindle::impeller::Lane;
 use crate::spindle::placement::place;
+use crate::stats::meter::{Count, Meter};
+use crate::stats::recorder::Registrar;
 use crate::waits::{Pending, Waits};
 
 pub(crate) mod close;
 pub(crate) mod recovering;
+mod stats;
 mod table;
 pub(crate) mod told;
 
@@ -64,13 +71,15 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
 /// opened again at once. [`Cache::close`] waits to a deadline of your choice and says what went wrong.
 #[derive(Clone)]
 pub struct Cache {
-    core: Arc<CacheCore>,
+    /// Dropped before the core: what it waits for has hold of that.
     _handles: Arc<Handles>,
+    core: Arc<CacheCore>,
 }
 
-/// What dropping the last handle ends and waits for, though snaps and open loads may live on: what loaders are at, and
-/// operations that were cancelled. Both have hold of the cache.
+/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the scrub, what loaders
+/// are at, and operations that were cancelled. All have hold of the cache.
 struct Handles {
+    scrub: Option<Scrubber>,
     core: Weak<CacheCore>,
     runner: Arc<Runner>,
     waits: Arc<Waits>,
@@ -78,6 +87,7 @@ struct Handles {
 
 impl Drop for Handles {
     fn drop(&mut self) {
+        drop(self.scrub.take());
         if let Some(core) = self.core.upgrade() {
             core.stop_loaders();
         }
@@ -116,6 +126,10 @@ pub(crate) struct CacheCore {
     entries: Arc<Mutex<Table>>,
     epoch: u64,
     next_load: Arc<AtomicU64>,
+    /// How many bytes a second the scrub may read, if there is one.
+    scrub_rate: Option<u64>,
+    /// Ends the scrub.
+    pub(crate) scrub_stop: CancelToken,
     pub(crate) runner: Arc<Runner>,
     /// Which loader fills which slice.
     loaders: Registry,
@@ -126,6 +140,9 @@ pub(crate) struct CacheCore {
     pub(crate) waits: Arc<Waits>,
     recovering: Arc<Recovering>,
 }
+
+/// The counter of where a lease's bytes came from.
+type Tier = fn(&Meter) -> &Count;
 
 /// A parcel of 4 MiB for each of four producers: more at once are rarely inflated, and cost a little more.
 const SCRATCH_BYTES_MAX: u64 = 16 << 20;
@@ -232,11 +249,14 @@ impl Cache {
         CacheBuilder::default()
     }
 
-    pub(crate) fn from_core(core: CacheCore) -> Cache {
+    pub(crate) fn from_core(core: CacheCore) -> Result<Cache, CacheError> {
         let core = Arc::new(core);
         core.runner.attach(&core);
         let (runner, waits) = (core.runner.clone(), core.waits.clone());
-        Cache { _handles: Arc::new(Handles { core: Arc::downgrade(&core), runner, waits }), core }
+        let scrub = core.scrub_rate.map(|rate| Scrubber::start(&core, rate)).transpose();
+        let scrub = scrub.map_err(|source| CacheError::Threads { source })?;
+        let handles = Handles { scrub, core: Arc::downgrade(&core), runner, waits };
+        Ok(Cache { _handles: Arc::new(handles), core })
     }
 
     /// Begins to read what is on the disks. `settle` is run when it is counted.
@@ -245,7 +265,7 @@ impl Cache {
     }
 
     #[cfg(test)]
-    pub(crate) fn core_for_tests(&self) -> &CacheCore {
+    pub(crate) fn core_for_tests(&self) -> &Arc<CacheCore> {
         &self.core
     }
 
@@ -663,6 +683,27 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
+        let (meter, begun) = (&self.core.events.meter, Instant::now());
+        let leased = self.lease_uncounted(options, patience);
+        match &leased {
+            Ok((_, tier)) => {
+                tier(meter).one();
+                meter.lease_waits.took(begun.elapsed());
+            }
+            Err(LeaseError::NotThere { .. } | LeaseError::OtherFingerprint { .. }) => {
+                meter.missed_leases.one()
+            }
+            Err(_) => meter.failed_leases.one(),
+        }
+        leased.map(|(lease, _)| lease)
+    }
+
+    /// A lease, and as what it counts.
+    fn lease_uncounted(
+        &self,
+        options: &LeaseOptions,
+        patience: &Patience,
+    ) -> Result<(Lease, Tier), LeaseError> {
         let mut options = *options;
         let mut offer = None;
         if options.refresh && !self.core.is_closed() && options.want == Want::Latest {
@@ -677,7 +718,8 @@ impl Snap {
                 match open_stream(&self.core, &manifest, options.deadline) {
                     Ok(slice) => {
                         let held = Held::new(self.entry.clone(), slice.fingerprint, None);
-                        return Ok(Lease::streamed(slice, held, self.core.scan_threads.clone()));
+                        let lease = Lease::streamed(slice, held, self.core.scan_threads.clone());
+                        return Ok((lease, |meter| &meter.stream_leases));
                     }
                     // Flush and reslice do not wait for who opens files: then it is another slice, or none.
                     Err(_) if !self.is_on_disk(&manifest) => continue,
@@ -700,6 +742,11 @@ impl Snap {
             match reply {
                 Reply::Lease(version, hot) => {
                     let held = Held::new(self.entry.clone(), version.fingerprint, Some(version));
+                    let tier: Tier = match has_waited {
+                        false => |meter| &meter.hot_leases,
+                        true if hot.was_loaded() => |meter| &meter.cold_leases,
+                        true => |meter| &meter.warm_leases,
+                    };
                     // What was waited for was verified on its way.
                     if !has_waited {
                         if self.core.verify == Verify::Always {
@@ -707,10 +754,10 @@ impl Snap {
                         }
                         self.core.events.tell(|| Event::HotLeased { key: self.entry.key.clone() });
                     }
-                    return Ok(Lease::in_memory(hot, held, self.core.scan_threads.clone()));
+                    return Ok((Lease::in_memory(hot, held, self.core.scan_threads.clone()), tier));
                 }
                 Reply::Other(Answer::Again) if self.entry.is_gone() => {
-                    return self.anew().lease_patiently(options, patience);
+                    return self.anew().lease_uncounted(options, patience);
                 }
                 Reply::Other(Answer::Again) if offer.is_some() => {} // A later load has overtaken its number.
                 // Another's patience was over, so it asks anew and waits itself. Or it is streamed.
@@ -830,12 +877,19 @@ impl Snap {
     /// Evicts, with or without the page cache, and says what came of it.
     pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
         let served = self.entry.desk.served();
+        let bytes = served.as_deref().map_or(0, HotSlice::bytes);
+        let span = info_span!("evict", key = %self.entry.key, bytes, outcome = Empty);
         let answer = match self.entry.ask(|waiter| SnapEvent::Evict { waiter }, &Patience::default()) {
             Reply::Other(answer) => answer,
             Reply::Lease(..) => unreachable!("an evict is answered with no lease"),
         };
-        if answer == Answer::Evicted {
-            self.entry.evicted(served.as_deref().map_or(0, HotSlice::bytes)); // What is leaving is told when it goes.
+        match answer {
+            Answer::Evicted => {
+                span.record("outcome", "evicted");
+                self.entry.evicted(bytes);
+            }
+            Answer::Leaving => _ = span.record("outcome", "leaving"), // Told when it goes.
+            _ => _ = span.record("outcome", "kept"),
         }
         if let Some(hot) = served.filter(|_| is_evicted(answer)) {
             hot.drop_cache_too(!keeps_cache);
@@ -896,6 +950,7 @@ impl Snap {
         let reply = self.entry.ask(|waiter| SnapEvent::Erase { waiter }, &Patience::default());
         let is_erased = matches!(reply, Reply::Other(Answer::Erased));
         if is_erased {
+            self.core.events.meter.erasures.one();
             self.core.lock_entries().forget(&self.entry);
         }
         is_erased
@@ -979,12 +1034,15 @@ impl CacheCore {
         epoch: u64,
         loaders: Registry,
         limits: Limits,
+        scrub_rate: Option<u64>,
+        registrar: &Registrar,
     ) -> CacheCore {
-        let events = Arc::new(EventHub::new());
+        let meter = Meter::new(registrar, spindles.len());
+        let events = Arc::new(EventHub::new(meter));
         for spindle in &spindles {
             let (events, folder) = (events.clone(), spindle.folder.clone());
             spindle.watch.tell_changes(move |state, fault| {
-                events.tell(|| Event::Spindle { folder: folder.clone(), state, fault });
+                events.tell_trouble(|| Event::Spindle { folder: folder.clone(), state, fault });
             });
         }
         let pieces = buffers / 2;
@@ -1017,6 +1075,8 @@ impl CacheCore {
             // Above what earlier starts have given to loads on spindles that are not here: nobody loads a thousand
             // slices a second for years.
             next_load: Arc::new(AtomicU64::new(epoch.max(1))),
+            scrub_rate,
+            scrub_stop: CancelToken::new(),
             runner,
             loaders,
             closed: AtomicBool::new(false),
@@ -1076,6 +1136,7 @@ impl CacheCore {
 
     fn close(&self, patience: &Patience) -> Result<(), CloseError> {
         self.closed.store(true, Ordering::Relaxed);
+        self.scrub_stop.cancel();
         let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
         self.recovering.stop();
@@ -1101,6 +1162,16 @@ impl CacheCore {
     fn stop_loaders(&self) {
         let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
         entries.iter().for_each(Entry::stop_loaders);
+    }
+
+    /// When the cache was opened, in milliseconds since 1970.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// All entries there are now.
+    pub(crate) fn entries_now(&self) -> Vec<Arc<Entry>> {
+        self.lock_entries().entries().cloned().collect()
     }
 
     pub(crate) fn next_lane(&self) -> Lane {

@@ -43,6 +43,9 @@ const CAPACITY_MIN: u64 = 16 * MIB;
 /// More than any disk, and sums of a few of them still fit 64 bits.
 const CAPACITY_MAX: u64 = 1 << 60;
 const FLOOR_MAX_DEFAULT: u64 = 8 * GIB;
+/// A week for 40 GiB: with less, a cache of any size is never verified twice.
+const SCRUB_RATE_MIN: u64 = 64 * KIB;
+const SCRUB_RATE_MAX: u64 = 64 * GIB;
 const DISK_PAGE_BYTES: u64 = 4 * KIB;
 
 /// How disks are spoken to.
@@ -130,6 +133,18 @@ pub struct Config {
     /// How long what has failed is not tried again, at first and at most. By default a second, and five minutes.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub heal_after: Option<(Duration, Duration)>,
+    /// Whether what lies on the disks is read again in the background.
+    pub scrub: ScrubConfig,
+}
+
+/// How what lies on the disks is read again and compared with its checksums.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[non_exhaustive]
+pub struct ScrubConfig {
+    /// How many bytes it may read in a second. By default there is no scrub.
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "crate::units::as_people_write::deserialize"))]
+    pub rate: Option<u64>,
 }
 
 /// One spindle: `DIR` or `DIR:SIZE` on a command line.
@@ -194,6 +209,7 @@ pub(crate) struct Settings {
     pub(crate) sigbus_guard: bool,
     pub(crate) network_folders: bool,
     pub(crate) limits: Limits,
+    pub(crate) scrub_rate: Option<u64>,
 }
 
 impl Config {
@@ -256,6 +272,9 @@ impl Config {
         if let Some(floor) = self.free_floor {
             check_size("free_floor", floor, 0..=CAPACITY_MAX)?;
         }
+        if let Some(rate) = self.scrub.rate {
+            check_size("scrub.rate", rate, SCRUB_RATE_MIN..=SCRUB_RATE_MAX)?;
+        }
         let limits = match self.heal_after {
             None => Limits::default(),
             Some((heal_min, heal_max)) if heal_min <= heal_max => Limits { heal_min, heal_max },
@@ -290,6 +309,7 @@ impl Config {
             sigbus_guard: self.sigbus_guard,
             network_folders: self.network_folders,
             limits,
+            scrub_rate: self.scrub.rate,
         })
     }
 
@@ -482,6 +502,16 @@ mod tests {
         assert_eq!(error.name, "pin");
     }
 
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_scrub_has_a_table_of_its_own() {
+        let read = |text| serde_json::from_str::<Config>(text);
+        assert_eq!(read(r#"{"scrub": {"rate": "20MiB"}}"#).unwrap().scrub.rate, Some(20 * MIB));
+        assert_eq!(read(r#"{"scrub": {}}"#).unwrap().scrub, ScrubConfig::default());
+        let error = read(r#"{"scrub": {"rat": 1}}"#).unwrap_err().to_string();
+        assert!(error.contains("rat") && error.contains("expected `rate`"), "{error}");
+    }
+
     #[test]
     fn what_was_set_is_kept() {
         let config = Config {
@@ -497,6 +527,7 @@ mod tests {
             engine: IoEngine::Threads,
             verify: Verify::Always,
             network_folders: true,
+            scrub: ScrubConfig { rate: Some(20 * MIB) },
             ..one_spindle()
         };
         let expected = Settings {
@@ -519,6 +550,7 @@ mod tests {
             sigbus_guard: false,
             network_folders: true,
             limits: Limits::default(),
+            scrub_rate: Some(20 * MIB),
         };
         assert_eq!(config.settle(&laptop()), Ok(expected));
     }
@@ -552,6 +584,10 @@ mod tests {
             (
                 Config { free_floor: Some(u64::MAX), ..set() },
                 "free_floor is 18446744073709551615, allowed is 0 to 1 EiB",
+            ),
+            (
+                Config { scrub: ScrubConfig { rate: Some(1) }, ..set() },
+                "scrub.rate is 1, allowed is 64 KiB to 64 GiB",
             ),
         ];
         for (config, message) in cases {

@@ -21,6 +21,7 @@ use pelton_region_format::{Fingerprint, Key};
 
 use crate::scan::patience::Patience;
 use crate::spindle::health::HealthState;
+use crate::stats::meter::{Count, Meter};
 
 /// How many events wait for one listener, at most.
 const WAITING_MAX: usize = 1024;
@@ -141,6 +142,18 @@ pub enum Event {
         /// Why, for people.
         why: String,
     },
+    /// The scrub found a slice whose files are not what was written. It was dropped: load it again.
+    #[non_exhaustive]
+    Damaged {
+        /// The slice.
+        key: Key,
+        /// The file.
+        file: PathBuf,
+        /// Which checksum block of its body, if it is one.
+        block: Option<u64>,
+        /// What does not hold, for people.
+        why: String,
+    },
     /// Somebody asked for a slice that was in memory.
     #[non_exhaustive]
     HotLeased {
@@ -236,12 +249,13 @@ impl Events {
 impl Inbox {
     /// Puts it at the end. Whoever waits for it is to be woken, outside of all locks: a waker may run anything.
     #[must_use]
-    fn put(&self, event: Event) -> Option<Waker> {
+    fn put(&self, event: Event, lost: &Count) -> Option<Waker> {
         let mut state = self.lock();
         if state.events.len() == WAITING_MAX {
             // What happened last says most about how things are now.
             state.events.pop_front();
             state.lost += 1;
+            lost.one();
         }
         state.stopped |= event == Event::Stopped;
         state.events.push_back(event);
@@ -265,9 +279,9 @@ impl Inbox {
     }
 }
 
-/// Where the cache tells its events.
-#[derive(Debug)]
+/// Where the cache tells its events, and counts what happens.
 pub(crate) struct EventHub {
+    pub(crate) meter: Meter,
     opened: SystemTime,
     found: AtomicUsize,
     listeners: Mutex<Listeners>,
@@ -284,8 +298,9 @@ struct Listeners {
 
 impl EventHub {
     /// Of a cache that is opened now.
-    pub(crate) fn new() -> EventHub {
+    pub(crate) fn new(meter: Meter) -> EventHub {
         EventHub {
+            meter,
             opened: SystemTime::now(),
             found: AtomicUsize::new(0),
             listeners: Mutex::default(),
@@ -301,7 +316,7 @@ impl EventHub {
     /// One more listener.
     pub(crate) fn listen(&self) -> Events {
         let inbox = Arc::new(Inbox::default());
-        let put = |event| drop(inbox.put(event)); // Nobody waits for it yet.
+        let put = |event| drop(inbox.put(event, &self.meter.events_lost)); // Nobody waits for it yet.
         put(Event::Started { at: self.opened, slices: self.found.load(Ordering::Relaxed) });
         let mut listeners = self.lock();
         if listeners.stopped {
@@ -325,10 +340,21 @@ impl EventHub {
         }
         listeners.stopped = event == Event::Stopped;
         listeners.inboxes.retain(|inbox| inbox.strong_count() > 0);
+        let lost = &self.meter.events_lost;
         let inboxes = listeners.inboxes.iter().filter_map(Weak::upgrade);
-        let wakers: Vec<Waker> = inboxes.filter_map(|inbox| inbox.put(event.clone())).collect();
+        let wakers: Vec<Waker> = inboxes.filter_map(|inbox| inbox.put(event.clone(), lost)).collect();
         drop(listeners);
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Tells what somebody should look at: in the log, too.
+    pub(crate) fn tell_trouble(&self, event: impl FnOnce() -> Event) {
+        if !tracing::enabled!(tracing::Level::WARN) {
+            return self.tell(event);
+        }
+        let event = event();
+        log(&event);
+        self.tell(|| event);
     }
 
     /// The last event.
@@ -339,6 +365,27 @@ impl EventHub {
 
     fn lock(&self) -> MutexGuard<'_, Listeners> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Warns of what heals by itself, or by loading again; an error is what does not.
+fn log(event: &Event) {
+    match event {
+        Event::LoadFailed { key, why, .. } => tracing::warn!(%key, why, "a load has failed"),
+        Event::CommitFailed { key, in_memory, why, .. } => {
+            tracing::error!(%key, in_memory, why, "a slice did not get to the disk");
+        }
+        Event::WarmFailed { key, why } => tracing::warn!(%key, why, "a slice did not get into memory"),
+        Event::Damaged { key, file, block, why } => {
+            tracing::error!(%key, file = %file.display(), block, why, "a slice is damaged and was dropped");
+        }
+        Event::Spindle { folder, state: HealthState::Ok, .. } => {
+            tracing::info!(folder = %folder.display(), "a spindle is trusted again");
+        }
+        Event::Spindle { folder, state, fault } => {
+            tracing::warn!(folder = %folder.display(), ?state, fault, "a spindle is not trusted");
+        }
+        other => tracing::warn!(?other, "something has happened"),
     }
 }
 
@@ -358,9 +405,14 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::stats::recorder::Registrar;
 
     fn hot(slice: u32) -> Event {
         Event::HotLeased { key: format!("test/events@1#{slice}").parse().unwrap() }
+    }
+
+    fn hub() -> EventHub {
+        EventHub::new(Meter::new(&Registrar::default(), 0))
     }
 
     fn soon() -> Option<Instant> {
@@ -369,7 +421,7 @@ mod tests {
 
     #[test]
     fn every_listener_hears_what_happens_while_it_listens() {
-        let hub = EventHub::new();
+        let hub = hub();
         hub.found(3);
         hub.tell(|| unreachable!("nobody listens, so nothing is made"));
         let mut first = hub.listen();
@@ -396,19 +448,19 @@ mod tests {
 
     #[test]
     fn a_slow_listener_loses_the_oldest_and_can_ask_how_many() {
-        let hub = EventHub::new();
+        let hub = hub();
         let mut events = hub.listen();
         let count = WAITING_MAX as u32 + 10;
         (0..count).for_each(|slice| hub.tell(|| hot(slice)));
         // The first one, too: that the cache was opened.
-        assert_eq!(events.lost(), 11);
+        assert_eq!((events.lost(), hub.meter.events_lost.value()), (11, 11));
         assert_eq!(events.recv(None), Ok(hot(10)));
         assert_eq!(std::iter::from_fn(|| events.try_recv()).last(), Some(hot(count - 1)));
     }
 
     #[test]
     fn whoever_waits_is_woken_and_a_listener_that_went_is_forgotten() {
-        let hub = Arc::new(EventHub::new());
+        let hub = Arc::new(hub());
         let mut events = hub.listen();
         drop(hub.listen());
         assert!(matches!(events.try_recv(), Some(Event::Started { .. })));

@@ -22,6 +22,7 @@ mod side_by_side;
 mod slice;
 mod snap;
 mod spindle;
+mod stats;
 mod sync;
 mod sys;
 pub mod tender;
@@ -39,7 +40,7 @@ pub use cache::{
 };
 pub use config::loaders::{FilesConfig, LoadersConfig};
 pub use config::view::View;
-pub use config::{Config, ConfigError, IoEngine, SpindleConfig, Verify};
+pub use config::{Config, ConfigError, IoEngine, ScrubConfig, SpindleConfig, Verify};
 pub use doctor::{Diagnosis, Finding, SpindleDiagnosis, Verdict, doctor};
 pub use events::{Event, Events, NoEvent};
 pub use load::files;
@@ -67,7 +68,12 @@ pub use snap::metrics::{GenerationState, Summary};
 pub use snap::recovery::RecoveryReport;
 pub use snap::state::SnapState;
 pub use snap::warm::WarmError;
-pub use spindle::engine::DiskError;
+pub use spindle::engine::{DiskError, OpKind};
 pub use spindle::health::HealthState;
 pub use spindle::refusal::{RefusalReason, SpindleRefusal};
+pub use stats::wait_times::WaitTimes;
+pub use stats::{
+    CacheStats, LeaseStats, LeftStats, LoadStats, MemoryStats, OpStats, ScrubStats, SpindleStats, WaitStats,
+    WayStats,
+};
 pub use waits::Pending;

@@ -12,6 +12,7 @@ pub(crate) mod metrics;
 pub(crate) mod reaper;
 pub(crate) mod recovery;
 pub(crate) mod runner;
+pub(crate) mod scrub;
 pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod warm;

@@ -19,6 +19,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
+#[cfg(test)]
 use std::time::Instant;
 
 use crate::region::arena::{ImageMemory, LARGE_PAGE_BYTES, Paging, SparePage};
@@ -133,6 +134,7 @@ impl MemoryBudget {
     ///
     /// # Errors
     /// [`MemoryRefused`], without waiting if it can never fit.
+    #[cfg(test)]
     pub(crate) fn take(
         &self,
         purpose: MemoryUse,

@@ -93,7 +93,7 @@ impl Verifying<'_> {
     }
 
     fn verify_region(&self, manifest: &Manifest, record: &RegionRecord) -> Result<(), Problem> {
-        let opened = StreamRegion::open(self.core, manifest, record, self.patience.deadline);
+        let opened = StreamRegion::open(self.core, manifest, record, self.core.next_lane(), self.patience);
         let region = opened.map_err(|error| match error {
             WarmError::Damaged { source, .. } => Problem::Damaged(source),
             WarmError::OtherRegion { .. } => Problem::OtherRegion,

@@ -17,6 +17,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use pelton_region_format::{FormatError, Key};
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::budget::memory::MemoryRefused;
 use crate::scan::blobs::{Blobs, FoldError};
@@ -293,7 +295,30 @@ impl Drop for StopGuard {
     }
 }
 
+/// Runs the scan, and records how it went. A dropped one has no outcome.
 async fn run<T, F, M>(
+    lease: Lease,
+    options: ScanOptions,
+    fold: F,
+    merge: M,
+) -> Result<(T, ScanReport), ScanError>
+where
+    T: Default + Send + 'static,
+    F: Fn(&mut Blobs<'_>, &mut T) -> Result<(), FoldError> + Send + Sync + 'static,
+    M: FnMut(T, T) -> T,
+{
+    let span = info_span!("scan", key = %lease.key(), bytes = Empty, outcome = Empty);
+    let scanned = scan(lease, options, fold, merge).await;
+    match &scanned {
+        Ok((_, report)) => span.record("bytes", report.region_bytes).record("outcome", "scanned"),
+        Err(ScanError::Cancelled { .. }) => span.record("outcome", "cancelled"),
+        Err(ScanError::Late { .. }) => span.record("outcome", "late"),
+        Err(_) => span.record("outcome", "failed"),
+    };
+    scanned
+}
+
+async fn scan<T, F, M>(
     lease: Lease,
     options: ScanOptions,
     fold: F,

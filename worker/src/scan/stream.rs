@@ -292,7 +292,8 @@ impl<'a> RegionStream<'a> {
             let front = self.front.as_ref().expect("there is a front to verify in");
             let start = self.front_range.start;
             let block = &front[(range.start - start) as usize..(range.end - start) as usize];
-            self.frame.verify_block(self.next_block, block)?;
+            let verified = self.frame.verify_block(self.next_block, block);
+            verified.inspect_err(|_| self.region.events.meter.verification_failures.one())?;
             self.next_block += 1;
             self.verified = range.end;
         }

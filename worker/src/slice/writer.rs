@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pelton_region_format::{Header, Key, PIECE_BYTES_STEP};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
 use crate::budget::ledger::Reservation;
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
@@ -181,6 +183,7 @@ struct Load {
     failed: Arc<AtomicBool>,
     /// The draft's.
     why: Arc<OnceLock<String>>,
+    span: Span,
 }
 
 /// Ends a load from outside, unless it is sealed. Keeps nothing of it alive.
@@ -299,6 +302,8 @@ impl SliceWriter {
         let (line, calls) = bounded(0);
         let open = Mutex::new(Some(Call { draft: Arc::new(draft), _line: line }));
         let (key, fingerprint) = (entry.key.clone(), plan.fingerprint);
+        let span = info_span!("load", %key, bytes = Empty, outcome = Empty);
+        core.events.meter.begun_loads.one();
         core.events.tell(|| Event::LoadBegan { key, fingerprint });
         Ok(SliceWriter {
             load: Arc::new(Load {
@@ -312,6 +317,7 @@ impl SliceWriter {
                 told: AtomicBool::new(false),
                 failed,
                 why,
+                span,
             }),
         })
     }
@@ -549,12 +555,11 @@ impl Load {
             counts: Counts::default(),
             failed: None,
         };
-        self.core.events.tell(|| Event::LoadSealed {
-            key: self.entry.key.clone(),
-            fingerprint: self.plan.fingerprint,
-            bytes: sealed.blob_bytes(),
-            took: self.begun.elapsed(),
-        });
+        let (bytes, took) = (sealed.blob_bytes(), self.begun.elapsed());
+        self.span.record("bytes", bytes).record("outcome", "sealed");
+        self.core.events.meter.sealed(bytes, took);
+        let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
+        self.core.events.tell(|| Event::LoadSealed { key, fingerprint, bytes, took });
         Ok(sealed)
     }
 
@@ -574,7 +579,17 @@ impl Load {
         drop(open); // Outside of the lock: it may be the last one.
         if !self.told.swap(true, Ordering::Relaxed) {
             let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
-            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why });
+            let event = || Event::LoadFailed { key, fingerprint, why };
+            let events = &self.core.events;
+            if self.failed.load(Ordering::Relaxed) {
+                self.span.record("outcome", "failed");
+                events.meter.failed_loads.one();
+                events.tell_trouble(event);
+            } else {
+                self.span.record("outcome", "cancelled");
+                events.meter.cancelled_loads.one();
+                events.tell(event);
+            }
         }
     }
 
@@ -825,7 +840,18 @@ impl Drop for SealedSlice {
             self.entry.facts().load_error = Some(why.clone());
             self.entry.report(event);
             let (key, fingerprint) = (self.entry.key.clone(), self.plan.fingerprint);
-            self.core.events.tell(|| Event::LoadFailed { key, fingerprint, why });
+            let events = &self.core.events;
+            let tell = || Event::LoadFailed { key, fingerprint, why };
+            match event {
+                SnapEvent::LoadFailed { .. } => {
+                    events.meter.failed_loads.one();
+                    events.tell_trouble(tell);
+                }
+                _ => {
+                    events.meter.cancelled_loads.one();
+                    events.tell(tell);
+                }
+            }
         }
     }
 }

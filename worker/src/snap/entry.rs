@@ -292,10 +292,16 @@ impl Entry {
             WarmError::Memory { .. } => SnapEvent::WarmRefused { version },
             _ => SnapEvent::WarmFailed { version },
         };
+        let meter = &self.events().meter;
+        if error.is_damage() {
+            meter.verification_failures.one();
+        }
         // What was flushed or replaced meanwhile fails nobody. Nor does memory: whoever waits for it is told.
         let is_wanted = self.desk.look(|snap| snap.version() == Some(version));
         if is_wanted && !matches!(event, SnapEvent::WarmRefused { .. }) {
-            self.events().tell(|| Event::WarmFailed { key: self.key.clone(), why: reason(&*error) });
+            meter.warmings.failed();
+            let (key, why) = (|| self.key.clone(), || reason(&*error));
+            self.events().tell_trouble(|| Event::WarmFailed { key: key(), why: why() });
         }
         self.facts().warm_error = Some(error);
         self.report(event);
@@ -329,18 +335,21 @@ impl Entry {
     /// The files are on their way into memory, and can be leased.
     pub(crate) fn warmed(&self, bytes: u64, took: Duration) {
         self.facts().metrics.warm_loaded(now_ms(), took.as_millis() as u64);
+        self.events().meter.warmings.done(bytes, took);
         self.events().tell(|| Event::Warmed { key: self.key.clone(), bytes, took });
     }
 
     /// The slice has left memory.
     pub(crate) fn evicted(&self, bytes: u64) {
         self.facts().metrics.evicted();
+        self.events().meter.evictions.one(bytes);
         self.events().tell(|| Event::Evicted { key: self.key.clone(), bytes });
     }
 
     /// The slice has left the disks.
     pub(crate) fn flushed(&self, bytes: u64) {
         self.facts().metrics.flushed();
+        self.events().meter.flushes.one(bytes);
         self.events().tell(|| Event::Flushed { key: self.key.clone(), bytes });
     }
 

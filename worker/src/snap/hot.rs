@@ -210,6 +210,11 @@ impl HotSlice {
         HotSlice { key, fingerprint, load_number, regions, hauled }
     }
 
+    /// Whether it came from its source, and not from the disk.
+    pub(crate) fn was_loaded(&self) -> bool {
+        self.hauled.is_none()
+    }
+
     /// What the decider calls it.
     pub(crate) fn version(&self) -> Version {
         Version { load: self.load_number, fingerprint: self.fingerprint }

@@ -27,7 +27,7 @@ use crate::spindle::held::{PROBE_FILE, Spindle};
 use crate::spindle::impeller::Impellers;
 
 /// A manifest file larger than this is none of ours.
-const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
+pub(crate) const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
 /// So many manifests are read in one go: enough that handing the work over costs nothing, few enough that no
 /// thread is left with the last ones.
 const BATCH: usize = 64;

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::Key;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
 use crate::cache::CacheCore;
@@ -164,6 +166,7 @@ impl Runner {
         let Some(spindles) = self.spindles() else { return };
         let (key, fingerprint) = (entry.key.clone(), version.fingerprint);
         let why = || reason(&CommitError::Replaced);
+        self.events.meter.commits.failed();
         self.events.tell(|| Event::CommitFailed { key, fingerprint, in_memory: false, why: why() });
         let (commit, debt) = (cargo.commit, cargo.debt.cancel(Err(CommitError::Replaced)));
         self.aside("pelton-remove", entry.key.clone(), move |under_way| {
@@ -219,21 +222,28 @@ fn commit(
 ) -> SnapEvent {
     let Cargo { commit, debt } = entry.facts().cargo.remove(&version.load).expect("it was sealed");
     let in_memory = commit.hot.is_some();
-    let committed = match spindles {
+    let span = info_span!("commit", key = %entry.key, bytes = Empty, outcome = Empty);
+    let committed = span.in_scope(|| match spindles {
         Some(spindles) => commit.run(spindles),
         None => Err(CommitError::Closed),
-    };
+    });
+    let meter = &entry.events().meter;
     let (key, fingerprint) = (entry.key.clone(), version.fingerprint);
     match committed {
         Ok(manifest) => {
             let (bytes, took) = (manifest.file_bytes(), debt.since.elapsed());
+            span.record("bytes", bytes).record("outcome", "durable");
+            meter.commits.done(bytes, took);
             entry.events().tell(|| Event::Durable { key, fingerprint, bytes, took });
             entry.facts().manifests.insert(version.load, Arc::new(manifest));
             debts.push((debt, Ok(())));
             SnapEvent::Committed { version }
         }
         Err(error) => {
-            entry.events().tell(|| Event::CommitFailed { key, fingerprint, in_memory, why: reason(&error) });
+            span.record("outcome", "failed");
+            meter.commits.failed();
+            let why = || reason(&error);
+            entry.events().tell_trouble(|| Event::CommitFailed { key, fingerprint, in_memory, why: why() });
             entry.facts().load_error = Some(reason(&error));
             debts.push((debt, Err(error)));
             SnapEvent::CommitFailed { version }

@@ -9,7 +9,9 @@ use pelton_region_format::{Fingerprint, FormatError, Frame, Header, Key, PAGE_BY
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
 use crate::cache::CacheCore;
 use crate::config::Verify;
+use crate::events::EventHub;
 use crate::region::arena::{Paging, PieceBuffer};
+use crate::scan::patience::Patience;
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op, Outcome};
@@ -36,6 +38,8 @@ pub(crate) struct StreamRegion {
     pub(crate) lane: Lane,
     pub(crate) verify: Verify,
     pub(crate) memory: StreamMemory,
+    /// Where damage is counted.
+    pub(crate) events: Arc<EventHub>,
     header: Header,
     trailer: Trailer,
     /// What stands behind the body.
@@ -63,18 +67,23 @@ pub(crate) fn open_stream(
     manifest: &Manifest,
     deadline: Option<Instant>,
 ) -> Result<Arc<StreamSlice>, WarmError> {
-    let open = |record| StreamRegion::open(core, manifest, record, deadline).map(Arc::new);
+    let patience = Patience::until(deadline);
+    let open = |record| {
+        let lane = core.next_lane();
+        StreamRegion::open(core, manifest, record, lane, &patience).map(Arc::new)
+    };
     let regions = manifest.regions.iter().map(open).collect::<Result<_, _>>()?;
     Ok(Arc::new(StreamSlice { key: manifest.key.clone(), fingerprint: manifest.fingerprint, regions }))
 }
 
 impl StreamRegion {
-    /// Opens a region's file, and reads and checks all of it but its body.
+    /// Opens one region's file, and reads and checks its frame; all of it in this lane.
     pub(crate) fn open(
         core: &CacheCore,
         manifest: &Manifest,
         record: &RegionRecord,
-        deadline: Option<Instant>,
+        lane: Lane,
+        patience: &Patience,
     ) -> Result<StreamRegion, WarmError> {
         let (index, file_bytes) = (record.index, record.file_bytes);
         let disk = |source| WarmError::Disk { index, source };
@@ -86,8 +95,8 @@ impl StreamRegion {
             .find(|spindle| spindle.uuid == uuid)
             .ok_or(WarmError::NoSpindle { index })?;
         let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode: FileMode::Direct };
-        let file = spindle.impellers.run(open, deadline).map_err(disk)?.into_file();
-        let read = |from: u64, to: u64| read(spindle, &file, Lane::HOUSE, from, to, deadline).map_err(disk);
+        let file = spindle.impellers.run_patiently(lane, open, patience).map_err(disk)?.into_file();
+        let read = |from: u64, to: u64| read(spindle, &file, from, to, lane, patience).map_err(disk);
         let cut = |place, offset, found: &[u8], expected| {
             let found = found.len() as u64;
             damaged(FormatError::Truncated { place, offset, found, expected })
@@ -103,7 +112,7 @@ impl StreamRegion {
         if trailer.content_id != record.content_id() {
             return Err(WarmError::OtherRegion { index });
         }
-        let take = core.budget.take(MemoryUse::Images, trailer.tail_bytes(), deadline);
+        let take = core.budget.take_patiently(MemoryUse::Images, trailer.tail_bytes(), patience);
         let grant = take.map_err(|source| WarmError::Memory { source })?;
         let tail = read(trailer.body_end, file_bytes)?;
         if (tail.len() as u64) < trailer.tail_bytes() {
@@ -114,9 +123,10 @@ impl StreamRegion {
             index,
             spindle: spindle.clone(),
             file: Some(file),
-            lane: core.next_lane(),
+            lane,
             verify: core.verify,
             memory: core.streams.clone(),
+            events: core.events.clone(),
             header,
             trailer,
             tail,
@@ -131,7 +141,7 @@ impl StreamRegion {
 
     /// Reads a stretch, less only where the file ends.
     pub(crate) fn read(&self, from: u64, to: u64, deadline: Option<Instant>) -> Result<Vec<u8>, DiskError> {
-        read(&self.spindle, self.file(), self.lane, from, to, deadline)
+        read(&self.spindle, self.file(), from, to, self.lane, &Patience::until(deadline))
     }
 
     /// How long the file is.
@@ -167,13 +177,13 @@ impl fmt::Debug for StreamRegion {
 }
 
 /// Reads a stretch of a file, less only where the file ends.
-fn read(
+pub(crate) fn read(
     spindle: &Spindle,
     file: &Arc<SpindleFile>,
-    lane: Lane,
     from: u64,
     to: u64,
-    deadline: Option<Instant>,
+    lane: Lane,
+    patience: &Patience,
 ) -> Result<Vec<u8>, DiskError> {
     // What O_DIRECT wants, around what is wanted.
     let start = from - from % DIRECT_ALIGNMENT as u64;
@@ -182,7 +192,7 @@ fn read(
     let failed = |source| DiskError::Failed { verb: "read", path: file.path().to_owned(), source };
     let room = Box::new(PieceBuffer::new(len, Paging::Free).map_err(failed)?);
     let op = Op::Read { file: file.clone(), offset: start, room, len };
-    match spindle.impellers.run_in(lane, op, deadline)? {
+    match spindle.impellers.run_patiently(lane, op, patience)? {
         Outcome::ReadBack { room, len } => {
             let buffer = room.into_any().downcast::<PieceBuffer>().expect("the room that was sent");
             let end = len.min((to - start) as usize);

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use pelton_region_format::{FormatError, Frame, Header, PAGE_BYTES, RegionView, Trailer};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
 use crate::config::Verify;
@@ -84,6 +86,12 @@ pub enum WarmError {
         /// Which region.
         index: u32,
     },
+    /// The manifest on the disk is not the one that was committed. Drop the slice and load it again.
+    #[error("its manifest is not what was written: {why}")]
+    Manifest {
+        /// What does not hold.
+        why: String,
+    },
     /// The memory budget does not allow it. Evict something, or configure more.
     #[error("its regions got no memory")]
     Memory {
@@ -121,7 +129,7 @@ pub enum WarmError {
 impl WarmError {
     /// Whether the slice is not what was written.
     pub(crate) fn is_damage(&self) -> bool {
-        matches!(self, WarmError::Damaged { .. } | WarmError::OtherRegion { .. })
+        matches!(self, WarmError::Damaged { .. } | WarmError::OtherRegion { .. } | WarmError::Manifest { .. })
     }
 }
 
@@ -180,6 +188,7 @@ pub(crate) struct Attempt {
     begun: Instant,
     /// How fast the hauls may read.
     pace: Option<Arc<Pace>>,
+    span: Span,
     /// Set by whoever tells first that not all of it comes: its end, or one of its hauls. Publishes nothing else.
     failed: Arc<AtomicBool>,
 }
@@ -213,6 +222,7 @@ impl Attempt {
     ) -> (Arc<Attempt>, Hauling) {
         let looks_left = manifest.regions.len();
         let found = Mutex::new(Found { looks_left, ..Found::default() });
+        let span = info_span!("warm", key = %entry.key, bytes = Empty, outcome = Empty);
         let (hauling, hauled) = bounded(0);
         (
             Arc::new(Attempt {
@@ -222,6 +232,7 @@ impl Attempt {
                 hauled,
                 begun: Instant::now(),
                 pace,
+                span,
                 failed: Arc::default(),
             }),
             Hauling(hauling),
@@ -302,13 +313,16 @@ impl Attempt {
         let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
         let version = self.manifest.version();
         if let Some(error) = found.error {
+            self.span.record("outcome", "failed");
             return self.entry.warming_failed(version, Arc::new(error));
         }
         let regions: Vec<_> = found.regions.into_values().collect();
         let hauled = Some(self.hauled.clone());
         let Manifest { key, .. } = &*self.manifest;
         let slice = HotSlice::new(key.clone(), version.fingerprint, version.load, regions.clone(), hauled);
-        self.entry.warmed(self.manifest.file_bytes(), self.begun.elapsed());
+        let (bytes, took) = (self.manifest.file_bytes(), self.begun.elapsed());
+        self.span.record("bytes", bytes).record("outcome", "warmed");
+        self.entry.warmed(bytes, took);
         self.entry.report_memory(SnapEvent::Warmed { version }, Arc::new(slice));
         // A haul that failed before did not find the slice served: it tells its region first, so it is seen here.
         if let Some(error) = regions.iter().find_map(|region| region.watermark().failure())

@@ -15,6 +15,8 @@ use crate::spindle::impeller::{ImpellerPlan, Impellers, StartError};
 use crate::spindle::refusal::{RefusalReason, SpindleRefusal};
 use crate::spindle::room::SpindleRoom;
 use crate::spindle::watch::{SpindleWatch, watch_of};
+use crate::stats::meter::OpMeter;
+use crate::stats::recorder::Registrar;
 
 /// How long whoever places a load waits for a spindle to say how much it has free, or for a probe of one in
 /// quarantine. A disk that takes longer is left out.
@@ -51,6 +53,8 @@ pub(crate) struct SpindlePlan {
     pub(crate) engine: EngineKind,
     pub(crate) network: NetworkFolders,
     pub(crate) health: HealthLimits,
+    /// Where what it does is counted.
+    pub(crate) registrar: Registrar,
 }
 
 /// Why a folder can't serve as a spindle.
@@ -77,7 +81,7 @@ impl Spindle {
         // Where the disk can't be told, the default for one that does not turn is right: it only wants more.
         let device = Device::of(folder).ok();
         let rotational = device.as_ref().and_then(|device| device.rotational);
-        let watch = Arc::new(SpindleWatch::new(plan.health.clone()));
+        let watch = Arc::new(SpindleWatch::new(plan.health.clone(), OpMeter::new(&plan.registrar, number)));
         let impellers = Impellers::start(ImpellerPlan {
             name: format!("spindle-{number}"),
             count: plan.impellers,

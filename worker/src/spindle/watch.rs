@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use crate::spindle::engine::DiskError;
 use crate::spindle::health::{Health, HealthEvent, HealthLimits, HealthState, is_disk_fault};
 use crate::spindle::impeller::Watched;
+use crate::stats::meter::OpMeter;
 
-/// Told by the impellers of all that ends, asked by whoever wants to place a load.
+/// Told by the impellers of all that ends, which it also counts; asked by whoever wants to place a load.
 pub(crate) struct SpindleWatch {
     opened: Instant,
     pub(crate) hung_after: Duration,
+    pub(crate) ops: OpMeter,
     watched: Mutex<State>,
     /// Set once, by the cache; hears of each change after it.
     hears: OnceLock<Hears>,
@@ -36,8 +38,9 @@ impl State {
 }
 
 impl SpindleWatch {
-    pub(crate) fn new(limits: HealthLimits) -> SpindleWatch {
+    pub(crate) fn new(limits: HealthLimits, ops: OpMeter) -> SpindleWatch {
         SpindleWatch {
+            ops,
             opened: Instant::now(),
             hung_after: limits.hung_after,
             watched: Mutex::new(State { health: Health::new(limits), last_fault: None, probed: false }),
@@ -53,6 +56,7 @@ impl SpindleWatch {
 
     /// Takes in an operation that ended.
     pub(crate) fn ended(&self, watched: &Watched<'_>) {
+        self.ops.ended(watched.kind, watched.moved, watched.error.is_none());
         let event = match watched.error {
             None => HealthEvent::Done { bytes: watched.bytes, took: watched.took },
             Some(error @ DiskError::Failed { source, .. }) if is_disk_fault(source) => {

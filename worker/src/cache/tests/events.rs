@@ -23,6 +23,7 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
         Event::CommitFailed { .. } => "commit failed",
         Event::Warmed { .. } => "warmed",
         Event::WarmFailed { .. } => "warm failed",
+        Event::Damaged { .. } => "damaged",
         Event::HotLeased { .. } => "hot",
         Event::Evicted { .. } => "evicted",
         Event::Flushed { .. } => "flushed",

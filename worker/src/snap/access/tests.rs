@@ -164,6 +164,7 @@ impl Rig {
             engine: EngineKind::Sim(disk.clone()),
             network: NetworkFolders::Refuse,
             health: HealthLimits::default(),
+            registrar: crate::stats::recorder::Registrar::default(),
         };
         Arc::new(Spindle::open(0, &self.path, &plan).unwrap())
     }

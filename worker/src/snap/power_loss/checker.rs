@@ -34,6 +34,7 @@ impl Checker {
             engine: EngineKind::Sim(machine.disks[disk].clone()),
             network: NetworkFolders::Refuse,
             health: HealthLimits::default(),
+            registrar: crate::stats::recorder::Registrar::default(),
         };
         let open = |disk| Arc::new(Spindle::open(disk, &machine.spindle(disk), &plan(disk)).unwrap());
         let spindles = (0..machine.disks.len()).map(open).collect();
