@@ -226,3 +226,34 @@ fn what_was_loaded_while_a_spindle_was_away_is_newer_than_what_that_brings_back(
         both.close(None).unwrap();
     }
 }
+
+#[test]
+fn a_flushed_slice_leaves_no_file_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    let entries = |of: &str| std::fs::read_dir(folder.path().join("spindle").join(of)).unwrap().count();
+    for generation in [1, 2] {
+        load(&cache, generation);
+        assert_eq!((entries("manifests"), entries("loads")), (1, 1));
+    }
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    assert_eq!((entries("manifests"), entries("loads")), (0, 0));
+}
+
+#[test]
+fn a_slice_with_fewer_blobs_than_regions_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = cache(folder.path());
+    let mut plan = LoadPlan::new(Fingerprint::from_bytes([1; 32]));
+    plan.regions = Some(9);
+    let writer = opened.snap(&key()).open_for_writes(plan).unwrap();
+    let mut parcel = ParcelBuilder::default();
+    (0..4).for_each(|_| parcel.push(&[1; 100]).unwrap());
+    writer.queue_parcel(parcel.finish()).unwrap();
+    writer.wait_for_writes().unwrap().close_for_writes().unwrap();
+    opened.close(None).unwrap();
+    let cache = cache(folder.path());
+    let lease = cache.lease(&key(), Want::Latest, None).unwrap();
+    assert_eq!(lease.region_count(), 4);
+    assert_eq!(scan(&lease, 1).unwrap(), 4);
+}
