@@ -322,6 +322,8 @@ fn counts_that_differ_are_told_and_a_strict_plan_refuses_them() {
     });
     assert_eq!(told, Some((BLOBS + 5, BLOBS)));
     assert_eq!(cache.snap(&key()).status().counts.expected, Some(BLOBS + 5));
+    let invalid = Selection::new(KeyPattern::ALL).filters("invalid=true".parse().unwrap());
+    assert_eq!(cache.select(&invalid).len(), 1);
     let mut plan = LoadPlan::new(FaultyLoader::fingerprint(0));
     plan.strict_counts = true;
     loader.set_plan(plan);

@@ -764,6 +764,10 @@ impl SealedSlice {
     /// Notes what the source says of its blobs.
     pub(crate) fn tell(&mut self, counts: Counts) {
         self.counts = counts;
+        let facts = &mut self.facts;
+        facts.expected = counts.expected.unwrap_or(facts.expected);
+        facts.potential = counts.potential.unwrap_or(facts.potential);
+        facts.rejected = counts.rejected.unwrap_or(facts.rejected);
     }
 
     /// Ends the load as failed, and removes what was written.
