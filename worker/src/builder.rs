@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pelton_region_format::KeyPattern;
+
 use crate::cache::{Cache, CacheCore};
 use crate::config::host::Host;
 use crate::config::view::View;
@@ -19,6 +21,8 @@ use crate::spindle::health::HealthLimits;
 use crate::spindle::held::{Spindle, SpindlePlan, share_disk};
 use crate::spindle::identity::NetworkFolders;
 use crate::stats::recorder::Registrar;
+use crate::tender::run::Tender;
+use crate::tender::{MarksPercent, Ttls};
 
 /// Sets up a cache. Everything but the spindles has a default that fits the machine.
 #[derive(Clone, Debug, Default)]
@@ -182,6 +186,38 @@ impl CacheBuilder {
         self
     }
 
+    /// Whether slices leave memory and disks by themselves: when nobody has asked for them for long, and when room is
+    /// needed. On by default. Switch it off to decide all of it yourself, maybe with [`tender`](crate::tender).
+    pub fn tender(mut self, on: bool) -> Self {
+        self.config.tender = Some(on);
+        self
+    }
+
+    /// How often it is looked what may go. Each second by default.
+    pub fn tender_every(mut self, every: Duration) -> Self {
+        self.config.tender_every = Some(every);
+        self
+    }
+
+    /// How long the slices that a pattern matches may be idle. Of several patterns that match, the one that was said
+    /// first counts.
+    pub fn ttls(mut self, pattern: KeyPattern, ttls: Ttls) -> Self {
+        self.config.ttls.push((pattern, ttls));
+        self
+    }
+
+    /// How full memory may get before slices are evicted, and how far that goes.
+    pub fn memory_marks(mut self, marks: MarksPercent) -> Self {
+        self.config.memory_marks = marks;
+        self
+    }
+
+    /// How full a spindle may get before slices are flushed, and how far that goes.
+    pub fn disk_marks(mut self, marks: MarksPercent) -> Self {
+        self.config.disk_marks = marks;
+        self
+    }
+
     /// Opens the cache, and finds what earlier ones have left on the spindles.
     ///
     /// # Errors
@@ -234,7 +270,8 @@ fn open(
     // What the spindles hold is not counted yet, and enlarges what they may hold.
     let limited = limit_all(&spindles, settings)?;
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let cache = Cache::from_core(CacheCore::new(
+    let tender = Tender::new(settings.tender, settings.rules.clone());
+    let core = CacheCore::new(
         spindles.clone(),
         settings.memory,
         settings.buffers,
@@ -250,7 +287,9 @@ fn open(
         settings.limits,
         settings.scrub_rate,
         registrar,
-    ))?;
+        tender,
+    );
+    let cache = Cache::from_core(core, settings.tender_every)?;
     let (of_recovery, settings_there) = (spindles.clone(), settings.clone());
     cache.start_recovery(listed, move || {
         // A disk that does not answer now keeps the limits it got before.

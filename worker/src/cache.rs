@@ -43,22 +43,26 @@ use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::recovery::{Listed, RecoveryReport};
 use crate::snap::runner::Runner;
 use crate::snap::scrub::Scrubber;
-use crate::snap::state::{Answer, Limits, SnapEvent, SnapState, Version};
+use crate::snap::state::{Answer, Decider, Limits, SnapEvent, SnapState, Version};
 use crate::snap::stream::{StreamMemory, open_stream};
 use crate::snap::warm::{WarmError, Warmth, verify_slice};
 use crate::spindle::engine::DiskError;
 use crate::spindle::health::HealthState;
 use crate::spindle::held::{Spindle, share_disk};
 use crate::spindle::impeller::Lane;
-use crate::spindle::placement::place;
 use crate::stats::meter::{Count, Meter};
 use crate::stats::recorder::Registrar;
+use crate::tender::Reason;
+use crate::tender::room::{make_room_in_memory, place_with_room};
+use crate::tender::run::Tender;
+use crate::tender::thread::TenderThread;
 use crate::waits::{Pending, Waits};
 
 pub(crate) mod close;
 pub(crate) mod recovering;
 mod stats;
 mod table;
+mod tending;
 pub(crate) mod told;
 
 /// How long dropping the last handle waits for slices that are on their way to the disk.
@@ -76,17 +80,20 @@ pub struct Cache {
     core: Arc<CacheCore>,
 }
 
-/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the scrub, what loaders
-/// are at, and operations that were cancelled. All have hold of the cache.
+/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the tender, the scrub, what
+/// loaders are at, and operations that were cancelled. All have hold of the cache.
 struct Handles {
     scrub: Option<Scrubber>,
     core: Weak<CacheCore>,
     runner: Arc<Runner>,
     waits: Arc<Waits>,
+    /// Nobody tends what is left after the last handle.
+    tender: TenderThread,
 }
 
 impl Drop for Handles {
     fn drop(&mut self) {
+        self.tender.stop();
         drop(self.scrub.take());
         if let Some(core) = self.core.upgrade() {
             core.stop_loaders();
@@ -120,7 +127,6 @@ pub(crate) struct CacheCore {
     /// Memory for the next pieces of images that are being written.
     pub(crate) ahead: Arc<Ahead>,
     pub(crate) piece_bytes: usize,
-    pub(crate) image_bytes_max: usize,
     pub(crate) regions_default: u32,
     pub(crate) scan_threads: Arc<ScanThreads>,
     entries: Arc<Mutex<Table>>,
@@ -133,6 +139,7 @@ pub(crate) struct CacheCore {
     pub(crate) runner: Arc<Runner>,
     /// Which loader fills which slice.
     loaders: Registry,
+    pub(crate) tender: Tender,
     /// Set once, by closing; read by whoever opens a load.
     closed: AtomicBool,
     pub(crate) events: Arc<EventHub>,
@@ -249,13 +256,14 @@ impl Cache {
         CacheBuilder::default()
     }
 
-    pub(crate) fn from_core(core: CacheCore) -> Result<Cache, CacheError> {
+    pub(crate) fn from_core(core: CacheCore, tender_every: Duration) -> Result<Cache, CacheError> {
         let core = Arc::new(core);
         core.runner.attach(&core);
+        let tender = TenderThread::start(&core, tender_every);
         let (runner, waits) = (core.runner.clone(), core.waits.clone());
         let scrub = core.scrub_rate.map(|rate| Scrubber::start(&core, rate)).transpose();
         let scrub = scrub.map_err(|source| CacheError::Threads { source })?;
-        let handles = Handles { scrub, core: Arc::downgrade(&core), runner, waits };
+        let handles = Handles { tender, scrub, core: Arc::downgrade(&core), runner, waits };
         Ok(Cache { _handles: Arc::new(handles), core })
     }
 
@@ -622,17 +630,18 @@ impl Snap {
         let load_number = version.load;
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
-        let place = || place(spindles, first, regions, plan.expected_bytes);
-        let placed = place().or_else(|_| {
-            // Files whose last map has just gone may be on their way out.
-            self.core.warmth.reaper.settle();
-            place()
-        });
+        let placed = place_with_room(&self.core, first, regions, plan.expected_bytes, patience);
         let placed = placed.map_err(|refusals| {
             let error = LoadError::NoSpindle { key: key(), refusals };
             report(error, SnapEvent::LoadCancelled { version }) // It says nothing about the slice.
         })?;
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
+        // Where nobody says how much will come, it is likely to be what came the last time.
+        let bytes = plan.expected_bytes.unwrap_or_else(|| self.entry.facts().metrics.bytes());
+        if plan.keeps_image(Some(bytes), &self.core.budget) {
+            // An image that gets no memory when it comes goes to the disk alone, so nothing is refused here.
+            make_room_in_memory(&self.core, bytes, patience);
+        }
         let deadline = plan.deadline;
         let open = folders
             .create(spindles, patience)
@@ -876,28 +885,19 @@ impl Snap {
 
     /// Evicts, with or without the page cache, and says what came of it.
     pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
-        let served = self.entry.desk.served();
-        let bytes = served.as_deref().map_or(0, HotSlice::bytes);
-        let span = info_span!("evict", key = %self.entry.key, bytes, outcome = Empty);
-        let answer = match self.entry.ask(|waiter| SnapEvent::Evict { waiter }, &Patience::default()) {
-            Reply::Other(answer) => answer,
-            Reply::Lease(..) => unreachable!("an evict is answered with no lease"),
-        };
-        match answer {
-            Answer::Evicted => {
-                span.record("outcome", "evicted");
-                self.entry.evicted(bytes);
-            }
-            Answer::Leaving => _ = span.record("outcome", "leaving"), // Told when it goes.
-            _ => _ = span.record("outcome", "kept"),
-        }
-        if let Some(hot) = served.filter(|_| is_evicted(answer)) {
-            hot.drop_cache_too(!keeps_cache);
-            let stays_verified = keeps_cache && hot.is_verified_in_maps();
-            self.entry.facts().verified_load = stays_verified.then_some(hot.load_number);
-            if !keeps_cache {
-                self.let_go(hot); // Nobody waits for the unmapping otherwise.
-            }
+        let span = info_span!("evict", key = %self.entry.key, bytes = Empty, outcome = Empty);
+        let (answer, hot) = self.entry.evict(keeps_cache, None, |_| true);
+        span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
+        span.record(
+            "outcome",
+            match answer {
+                Answer::Evicted => "evicted",
+                Answer::Leaving => "leaving", // Told when it goes.
+                _ => "kept",
+            },
+        );
+        if let Some(hot) = hot.filter(|_| !keeps_cache) {
+            self.let_go(hot); // Nobody waits for the unmapping otherwise.
         }
         answer
     }
@@ -920,11 +920,23 @@ impl Snap {
     }
 
     pub(crate) fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
+        self.flush_if(patience, None, |_| true)
+    }
+
+    /// Flushes if the decider is as it is wished to be, and tells why.
+    pub(crate) fn flush_if(
+        &self,
+        patience: &Patience,
+        why: Option<Reason>,
+        condition: impl FnOnce(&Decider) -> bool,
+    ) -> Result<bool, FlushError> {
         let key = || self.entry.key.clone();
+        self.entry.facts().flush_reason = why;
         let served = self.entry.desk.served();
         // Where files go, whoever removes them tells.
         let has_no_files = self.entry.desk.look(|snap| snap.is_unsaved() && snap.on_disk().is_none());
-        let reply = self.entry.ask(|waiter| SnapEvent::Flush { waiter }, patience);
+        let reply = self.entry.ask_if(condition, |waiter| SnapEvent::Flush { waiter }, patience);
+        let Some(reply) = reply else { return Ok(false) };
         let flushed = match reply {
             Reply::Other(Answer::Flushed) => Ok(true),
             Reply::Other(Answer::Pinned) => Err(FlushError::Pinned { key: key() }),
@@ -947,11 +959,18 @@ impl Snap {
 
     /// Forgets the slice, if it is cold or has failed. Says whether it did: what is used stays.
     pub fn erase(&self) -> bool {
-        let reply = self.entry.ask(|waiter| SnapEvent::Erase { waiter }, &Patience::default());
-        let is_erased = matches!(reply, Reply::Other(Answer::Erased));
+        self.erase_if(None, |_| true)
+    }
+
+    /// Erases if the decider is as it is wished to be, and tells why.
+    pub(crate) fn erase_if(&self, reason: Option<Reason>, condition: impl FnOnce(&Decider) -> bool) -> bool {
+        let erase = |waiter| SnapEvent::Erase { waiter };
+        let reply = self.entry.ask_if(condition, erase, &Patience::default());
+        let is_erased = matches!(reply, Some(Reply::Other(Answer::Erased)));
         if is_erased {
             self.core.events.meter.erasures.one();
             self.core.lock_entries().forget(&self.entry);
+            self.core.events.tell(|| Event::Erased { key: self.entry.key.clone(), reason });
         }
         is_erased
     }
@@ -981,7 +1000,7 @@ impl Snap {
     }
 }
 
-fn is_evicted(answer: Answer) -> bool {
+pub(crate) fn is_evicted(answer: Answer) -> bool {
     matches!(answer, Answer::Evicted | Answer::Leaving)
 }
 
@@ -1036,6 +1055,7 @@ impl CacheCore {
         limits: Limits,
         scrub_rate: Option<u64>,
         registrar: &Registrar,
+        tender: Tender,
     ) -> CacheCore {
         let meter = Meter::new(registrar, spindles.len());
         let events = Arc::new(EventHub::new(meter));
@@ -1066,7 +1086,6 @@ impl CacheCore {
             },
             verify,
             piece_bytes,
-            image_bytes_max: budget.counts().residence_max as usize,
             budget,
             regions_default: scan_threads.count() as u32,
             scan_threads,
@@ -1079,6 +1098,7 @@ impl CacheCore {
             scrub_stop: CancelToken::new(),
             runner,
             loaders,
+            tender,
             closed: AtomicBool::new(false),
             events,
             waits: Arc::default(),

@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use pelton_region_format::KeyPattern;
+
 use crate::region::residence::Residence;
 use crate::scan::stream::RING_BYTES_MAX;
 use crate::snap::state::Limits;
+use crate::tender::rules::Rules;
+use crate::tender::{MarksPercent, Ttls};
 use crate::units::{GIB, KIB, MIB, SizeError, Unrounded, grouped, parse_size};
 
 pub(crate) mod host;
@@ -42,6 +46,8 @@ const SPINDLES_MAX: usize = 64;
 const CAPACITY_MIN: u64 = 16 * MIB;
 /// More than any disk, and sums of a few of them still fit 64 bits.
 const CAPACITY_MAX: u64 = 1 << 60;
+const TENDER_EVERY_DEFAULT: Duration = Duration::from_secs(1);
+const TENDER_EVERY: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 const FLOOR_MAX_DEFAULT: u64 = 8 * GIB;
 /// A week for 40 GiB: with less, a cache of any size is never verified twice.
 const SCRUB_RATE_MIN: u64 = 64 * KIB;
@@ -135,6 +141,18 @@ pub struct Config {
     pub heal_after: Option<(Duration, Duration)>,
     /// Whether what lies on the disks is read again in the background.
     pub scrub: ScrubConfig,
+    /// Whether slices leave memory and disks by themselves. By default yes.
+    pub tender: Option<bool>,
+    /// How full memory may get before slices are evicted, and how far that goes.
+    pub memory_marks: MarksPercent,
+    /// How full a spindle may get before slices are flushed, and how far that goes.
+    pub disk_marks: MarksPercent,
+    /// How long slices may be idle: the first pattern that matches one counts.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub ttls: Vec<(KeyPattern, Ttls)>,
+    /// How often the tender looks. By default each second.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub tender_every: Option<Duration>,
 }
 
 /// How what lies on the disks is read again and compared with its checksums.
@@ -210,6 +228,9 @@ pub(crate) struct Settings {
     pub(crate) network_folders: bool,
     pub(crate) limits: Limits,
     pub(crate) scrub_rate: Option<u64>,
+    pub(crate) tender: bool,
+    pub(crate) tender_every: Duration,
+    pub(crate) rules: Rules,
 }
 
 impl Config {
@@ -225,19 +246,8 @@ impl Config {
             // A machine has other things to do.
             MemorySource::Machine => memory.bytes / 4,
         });
-        // Where there is less than the least, the least is still allowed: the system may have swap.
-        let memory_max = host.memory.map_or(u64::MAX, |memory| memory.bytes).max(MEMORY_MIN);
         let memory = self.memory.unwrap_or(default.max(MEMORY_MIN));
-        check_size("memory", memory, MEMORY_MIN..=memory_max)?;
-        if let Some(lockable) = host.lockable_bytes.filter(|lockable| self.lock_memory && *lockable < memory)
-        {
-            let allowed = format!(
-                "false, or a limit for locked memory (ulimit -l) of at least the memory, {}: it is {}",
-                Unrounded(memory),
-                Unrounded(lockable)
-            );
-            return Err(refuse("lock_memory", true, allowed));
-        }
+        check_memory(memory, self.lock_memory, MEMORY_MIN, host)?;
 
         let piece_bytes = self.piece.unwrap_or(PIECE_BYTES_DEFAULT);
         check_size("piece", piece_bytes, PIECE_BYTES_STEP..=PIECE_BYTES_MAX)?;
@@ -286,6 +296,14 @@ impl Config {
                 ));
             }
         };
+        let tender_every = self.tender_every.unwrap_or(TENDER_EVERY_DEFAULT);
+        if !TENDER_EVERY.contains(&tender_every) {
+            return Err(refuse("tender_every", format_args!("{tender_every:?}"), "1ms to 1h".to_owned()));
+        }
+        let memory_marks = self.memory_marks.check("memory_marks")?;
+        let disk_marks = self.disk_marks.check("disk_marks")?;
+        let ttls = self.ttls.iter().map(|(pattern, ttls)| Ok((pattern.clone(), ttls.check(pattern)?)));
+        let rules = Rules::new(memory_marks, disk_marks, ttls.collect::<Result<_, ConfigError>>()?);
         Ok(Settings {
             spindles: self.spindles.clone(),
             memory,
@@ -310,6 +328,9 @@ impl Config {
             network_folders: self.network_folders,
             limits,
             scrub_rate: self.scrub.rate,
+            tender: self.tender.unwrap_or(true),
+            tender_every,
+            rules,
         })
     }
 
@@ -328,7 +349,7 @@ impl Config {
                 return Err(refuse("spindle", format_args!("{shown} twice"), "each folder once".to_owned()));
             }
             if let Some(capacity) = spindle.capacity {
-                check_size(format_args!("capacity of {shown}"), capacity, CAPACITY_MIN..=CAPACITY_MAX)?;
+                check_capacity(&spindle.path, capacity)?;
             }
         }
         Ok(())
@@ -349,11 +370,7 @@ impl SpindleConfig {
     pub(crate) fn capacity_on(&self, disk_free: u64, held: u64) -> Result<u64, ConfigError> {
         let capacity = self.capacity.unwrap_or(disk_free.saturating_add(held) / 2);
         let capacity = capacity - capacity % DISK_PAGE_BYTES;
-        check_size(
-            format_args!("capacity of {}", self.path.display()),
-            capacity,
-            CAPACITY_MIN..=CAPACITY_MAX,
-        )?;
+        check_capacity(&self.path, capacity)?;
         Ok(capacity)
     }
 }
@@ -387,6 +404,29 @@ pub(crate) fn floor_on(disk_total: u64) -> u64 {
     (disk_total / 20).min(FLOOR_MAX_DEFAULT)
 }
 
+/// Refuses what the machine does not have, or may not lock. `least` is how much there must be for what the cache has
+/// beside its regions.
+pub(crate) fn check_memory(memory: u64, is_locked: bool, least: u64, host: &Host) -> Result<(), ConfigError> {
+    let least = least.max(MEMORY_MIN);
+    // Where there is less than the least, the least is still allowed: the system may have swap.
+    let most = host.memory.map_or(u64::MAX, |memory| memory.bytes).max(least);
+    check_size("memory", memory, least..=most)?;
+    if let Some(lockable) = host.lockable_bytes.filter(|lockable| is_locked && *lockable < memory) {
+        let allowed = format!(
+            "false, or a limit for locked memory (ulimit -l) of at least the memory, {}: it is {}",
+            Unrounded(memory),
+            Unrounded(lockable)
+        );
+        return Err(refuse("lock_memory", true, allowed));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_capacity(folder: &Path, capacity: u64) -> Result<(), ConfigError> {
+    let name = format_args!("capacity of {}", folder.display()).to_string();
+    check_size(name, capacity, CAPACITY_MIN..=CAPACITY_MAX)
+}
+
 fn check_size(name: impl fmt::Display, value: u64, allowed: RangeInclusive<u64>) -> Result<(), ConfigError> {
     if allowed.contains(&value) {
         return Ok(());
@@ -410,7 +450,7 @@ fn check_count(
     Err(refuse(name, grouped(value as u64), range))
 }
 
-fn refuse(name: impl fmt::Display, value: impl fmt::Display, allowed: String) -> ConfigError {
+pub(crate) fn refuse(name: impl fmt::Display, value: impl fmt::Display, allowed: String) -> ConfigError {
     ConfigError { name: name.to_string(), value: value.to_string(), allowed }
 }
 
@@ -551,6 +591,9 @@ mod tests {
             network_folders: true,
             limits: Limits::default(),
             scrub_rate: Some(20 * MIB),
+            tender: true,
+            tender_every: TENDER_EVERY_DEFAULT,
+            rules: Rules::default(),
         };
         assert_eq!(config.settle(&laptop()), Ok(expected));
     }

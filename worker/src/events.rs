@@ -22,6 +22,7 @@ use pelton_region_format::{Fingerprint, Key};
 use crate::scan::patience::Patience;
 use crate::spindle::health::HealthState;
 use crate::stats::meter::{Count, Meter};
+use crate::tender::Reason;
 
 /// How many events wait for one listener, at most.
 const WAITING_MAX: usize = 1024;
@@ -167,6 +168,8 @@ pub enum Event {
         key: Key,
         /// How many bytes its regions had there.
         bytes: u64,
+        /// Why the cache did it by itself, if it did.
+        reason: Option<Reason>,
     },
     /// A slice has left the disks, and memory.
     #[non_exhaustive]
@@ -175,6 +178,25 @@ pub enum Event {
         key: Key,
         /// How many bytes its files had.
         bytes: u64,
+        /// Why the cache did it by itself, if it did.
+        reason: Option<Reason>,
+    },
+    /// A slice is forgotten.
+    #[non_exhaustive]
+    Erased {
+        /// The slice.
+        key: Key,
+        /// Why the cache did it by itself, if it did.
+        reason: Option<Reason>,
+    },
+    /// Tasks wait for memory for so much of the time that the cache gives some of its own back; or they do so no
+    /// longer.
+    #[non_exhaustive]
+    Pressure {
+        /// In which share of the last ten seconds some task waited, in percent.
+        percent: u32,
+        /// Whether that is too much.
+        high: bool,
     },
     /// A spindle is trusted more or less than before.
     #[non_exhaustive]

@@ -38,6 +38,7 @@ pub use cache::close::{CloseError, SyncError};
 pub use cache::{
     Cache, FlushError, LeaseStatus, MemoryReport, Snap, SnapFailure, SnapStatus, SpindleStatus, Want,
 };
+pub use config::host::{MemoryLimit, MemorySource, PressureSource};
 pub use config::loaders::{FilesConfig, LoadersConfig};
 pub use config::view::View;
 pub use config::{Config, ConfigError, IoEngine, ScrubConfig, SpindleConfig, Verify};

@@ -5,7 +5,7 @@
 //! ```
 
 pub(crate) mod filter;
-mod lanes;
+pub(crate) mod lanes;
 pub(crate) mod operation;
 pub(crate) mod run;
 pub(crate) mod select;

@@ -95,6 +95,8 @@ pub(crate) struct MemoryCounts {
     pub(crate) buffers_max: u64,
     /// What is being waited for, beyond what is in use. Someone should evict if it stays.
     pub(crate) residence_waited_for: u64,
+    /// The part of that which comes first.
+    pub(crate) residence_first_waited_for: u64,
     pub(crate) buffers_waited_for: u64,
 }
 
@@ -129,6 +131,24 @@ impl MemoryBudget {
         self.paging
     }
 
+    /// Makes the residence larger or smaller. What is given stays given, also beyond it; then nothing more is given until
+    /// enough has come back. Whoever waits for more than there will ever be is refused.
+    pub(crate) fn resize(&self, residence_max: u64) {
+        let mut shares = self.lock();
+        shares.residence.max = residence_max;
+        let mut woken: Vec<Option<Waker>> = shares.residence.refuse_what_never_fits();
+        let given = shares.residence.grant_in_order();
+        for (purpose, bytes, _) in &given {
+            shares.count_given(*purpose, *bytes);
+        }
+        woken.extend(given.into_iter().map(|(_, _, waker)| waker));
+        let freed = shares.spares_in_the_way();
+        shares.check();
+        drop(shares);
+        drop(freed);
+        woken.into_iter().flatten().for_each(Waker::wake);
+    }
+
     /// Takes memory, after everyone who asked earlier for the same share. Waits until the deadline, if there
     /// is one. What is free is given even when the deadline has passed already.
     ///
@@ -156,7 +176,7 @@ impl MemoryBudget {
     ) -> Result<MemoryGrant, MemoryRefused> {
         let mut taking = self.taking(purpose, bytes)?;
         match patience.wait(Pin::new(&mut taking)) {
-            Ok(grant) => Ok(grant),
+            Ok(given) => given,
             // It may have been granted since the last look: leaving the queue is what decides.
             Err(_) => taking.leave(),
         }
@@ -170,7 +190,7 @@ impl MemoryBudget {
         let mut shares = self.lock();
         let share = shares.share(purpose);
         if bytes > share.max {
-            return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
+            return Err(share.never_fits(purpose, bytes));
         }
         if share.waiting.is_empty() && bytes <= share.free() {
             let freed = shares.give(purpose, bytes);
@@ -180,7 +200,7 @@ impl MemoryBudget {
         }
         let ticket = shares.next_ticket;
         shares.next_ticket += 1;
-        let waiter = Waiter { ticket, purpose, bytes, granted: false, waker: None };
+        let waiter = Waiter { ticket, purpose, bytes, turn: Turn::Waiting, waker: None };
         shares.share(purpose).waiting.push_back(waiter);
         let freed = shares.spares_in_the_way();
         drop(shares);
@@ -232,6 +252,7 @@ impl MemoryBudget {
             residence_max: shares.residence.max,
             buffers_max: shares.buffers.max,
             residence_waited_for: shares.residence.waited_for(),
+            residence_first_waited_for: shares.residence.first_waited_for(),
             buffers_waited_for: shares.buffers.waited_for(),
         }
     }
@@ -377,41 +398,36 @@ impl Taking {
             TakingState::Given(grant) => Ok(grant),
             TakingState::Queued { budget, purpose, bytes, ticket } => {
                 let mut shares = budget.lock();
-                if shares.share(purpose).remove(ticket).granted {
-                    drop(shares);
-                    return Ok(budget.grant(purpose, bytes));
-                }
-                let refused = shares.share(purpose).too_late(purpose, bytes);
+                let turn = shares.share(purpose).remove(ticket).turn;
+                let refused = match turn {
+                    Turn::Granted => {
+                        drop(shares);
+                        return Ok(budget.grant(purpose, bytes));
+                    }
+                    Turn::NeverFits => shares.share(purpose).never_fits(purpose, bytes),
+                    Turn::Waiting => shares.share(purpose).too_late(purpose, bytes),
+                };
                 drop(shares);
                 // Those behind may fit where this one did not.
                 budget.give_back(purpose, 0);
                 Err(refused)
             }
-            TakingState::Over => unreachable!("leaving consumes, and a finished future is not polled"),
+            TakingState::Over => panic!("polled after it was ready"),
         }
     }
 }
 
 impl Future for Taking {
-    type Output = MemoryGrant;
+    type Output = Result<MemoryGrant, MemoryRefused>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<MemoryGrant> {
-        if let TakingState::Queued { budget, purpose, bytes, ticket } = &self.state {
-            let mut shares = budget.lock();
-            let share = shares.share(*purpose);
-            if !share.keep_waiting(*ticket, context.waker()) {
-                share.remove(*ticket);
-                drop(shares);
-                let grant = budget.grant(*purpose, *bytes);
-                self.state = TakingState::Given(grant);
-            } else {
-                return Poll::Pending;
-            }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let TakingState::Queued { budget, purpose, ticket, .. } = &self.state
+            && budget.lock().share(*purpose).keep_waiting(*ticket, context.waker())
+        {
+            return Poll::Pending;
         }
-        match std::mem::replace(&mut self.state, TakingState::Over) {
-            TakingState::Given(grant) => Poll::Ready(grant),
-            _ => panic!("polled after it was ready"),
-        }
+        let state = std::mem::replace(&mut self.state, TakingState::Over);
+        Poll::Ready(Taking { state }.leave())
     }
 }
 
@@ -427,8 +443,8 @@ impl Drop for Taking {
 
 /// What is given and who waits.
 ///
-/// Invariants: in each share `used <= max`; whoever is granted stands before whoever is not; the first that
-/// is not granted does not fit; `images <= residence.used`; spare pages lie in what is free of the residence, and there are none
+/// Invariants: in each share `used <= max`, unless it was made smaller since; whoever is granted stands before whoever
+/// waits; the first that waits does not fit now, but would fit into the empty share; `images <= residence.used`; spare pages lie in what is free of the residence, and there are none
 /// while anybody waits for it.
 #[derive(Debug)]
 struct Shares {
@@ -452,7 +468,7 @@ impl Shares {
     fn can_give(&mut self, purpose: MemoryUse, bytes: u64) -> Result<(), MemoryRefused> {
         let share = self.share(purpose);
         if bytes > share.max {
-            return Err(MemoryRefused::NeverFits { purpose, wanted: bytes, share: share.max });
+            return Err(share.never_fits(purpose, bytes));
         }
         if !share.waiting.is_empty() || bytes > share.free() {
             return Err(share.too_late(purpose, bytes));
@@ -515,8 +531,8 @@ impl Shares {
     }
 
     fn check(&self) {
-        assert!(self.residence.used <= self.residence.max);
-        assert!(self.buffers.used <= self.buffers.max);
+        self.residence.check();
+        self.buffers.check();
         assert!(self.images <= self.residence.used);
         assert!(self.spares_bytes() <= self.residence.free());
         assert!(self.spares.is_empty() || !self.residence.is_waited_for());
@@ -545,8 +561,17 @@ struct Waiter {
     ticket: u64,
     purpose: MemoryUse,
     bytes: u64,
-    granted: bool,
+    turn: Turn,
     waker: Option<Waker>,
+}
+
+/// What has come of waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Waiting,
+    Granted,
+    /// The share was made smaller than what is waited for.
+    NeverFits,
 }
 
 impl Share {
@@ -555,18 +580,37 @@ impl Share {
     }
 
     fn free(&self) -> u64 {
-        self.max - self.used
+        self.max.saturating_sub(self.used)
+    }
+
+    fn check(&self) {
+        let first = self.waiting.iter().find(|waiter| waiter.turn == Turn::Waiting);
+        assert!(first.is_none_or(|first| first.bytes <= self.max), "it would wait for ever");
+    }
+
+    /// Ends the waiting of whoever the share has become too small for.
+    fn refuse_what_never_fits(&mut self) -> Vec<Option<Waker>> {
+        let max = self.max;
+        let waiting = self.waiting.iter_mut();
+        let refused = waiting.filter(|waiter| waiter.turn == Turn::Waiting && waiter.bytes > max);
+        refused
+            .map(|waiter| {
+                waiter.turn = Turn::NeverFits;
+                waiter.waker.take()
+            })
+            .collect()
     }
 
     /// Grants to the waiting, from the front, as long as there is room. Nobody passes anybody.
     fn grant_in_order(&mut self) -> Vec<(MemoryUse, u64, Option<Waker>)> {
         let mut woken = Vec::new();
-        for waiter in self.waiting.iter_mut().skip_while(|waiter| waiter.granted) {
-            if waiter.bytes > self.max - self.used {
+        let max = self.max;
+        for waiter in self.waiting.iter_mut().filter(|waiter| waiter.turn == Turn::Waiting) {
+            if waiter.bytes > max.saturating_sub(self.used) {
                 break;
             }
             self.used += waiter.bytes;
-            waiter.granted = true;
+            waiter.turn = Turn::Granted;
             woken.push((waiter.purpose, waiter.bytes, waiter.waker.take()));
         }
         woken
@@ -576,13 +620,14 @@ impl Share {
     fn keep_waiting(&mut self, ticket: u64, waker: &Waker) -> bool {
         let index = self.index_of(ticket);
         let waiter = &mut self.waiting[index];
-        if !waiter.granted {
+        let waits = waiter.turn == Turn::Waiting;
+        if waits {
             match &mut waiter.waker {
                 Some(known) => known.clone_from(waker),
                 none => *none = Some(waker.clone()),
             }
         }
-        !waiter.granted
+        waits
     }
 
     fn remove(&mut self, ticket: u64) -> Waiter {
@@ -595,12 +640,21 @@ impl Share {
     }
 
     fn is_waited_for(&self) -> bool {
-        self.waiting.iter().any(|waiter| !waiter.granted)
+        self.waiting.iter().any(|waiter| waiter.turn == Turn::Waiting)
     }
 
     fn waited_for(&self) -> u64 {
-        let waiting = self.waiting.iter().filter(|waiter| !waiter.granted);
+        let waiting = self.waiting.iter().filter(|waiter| waiter.turn == Turn::Waiting);
         waiting.fold(0, |sum, waiter| sum.saturating_add(waiter.bytes))
+    }
+
+    fn first_waited_for(&self) -> u64 {
+        let first = self.waiting.iter().find(|waiter| waiter.turn == Turn::Waiting);
+        first.map_or(0, |waiter| waiter.bytes)
+    }
+
+    fn never_fits(&self, purpose: MemoryUse, wanted: u64) -> MemoryRefused {
+        MemoryRefused::NeverFits { purpose, wanted, share: self.max }
     }
 
     fn too_late(&self, purpose: MemoryUse, wanted: u64) -> MemoryRefused {

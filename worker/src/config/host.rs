@@ -8,8 +8,11 @@ use crate::scan::affinity::allowed_cores;
 
 /// Where the memory limit comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MemorySource {
+#[non_exhaustive]
+pub enum MemorySource {
+    /// A control group of version 2.
     CgroupV2,
+    /// A control group of version 1.
     CgroupV1,
     /// No container limits it: what the machine has.
     Machine,
@@ -27,9 +30,31 @@ impl fmt::Display for MemorySource {
 
 /// How much memory there is for everything in this process and beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MemoryLimit {
-    pub(crate) bytes: u64,
-    pub(crate) source: MemorySource,
+#[non_exhaustive]
+pub struct MemoryLimit {
+    /// In bytes.
+    pub bytes: u64,
+    /// Who says so.
+    pub source: MemorySource,
+}
+
+/// Who tells how much tasks wait for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PressureSource {
+    /// Our control group.
+    Cgroup,
+    /// The machine.
+    Machine,
+    /// Nobody: the kernel has no pressure information, or keeps it from us.
+    Nobody,
+}
+
+/// Where the kernel tells how much tasks wait for memory: in our group if it tells, else on the machine.
+#[derive(Clone, Debug)]
+pub(crate) struct PressureGauge {
+    path: PathBuf,
+    source: PressureSource,
 }
 
 /// What is known of where we run. Plain data: tests make their own.
@@ -73,15 +98,44 @@ impl Host {
     }
 }
 
+impl PressureGauge {
+    /// Looks where it is told here. Where is asked once; how much, at each [`Self::stalled_percent`].
+    pub(crate) fn find() -> PressureGauge {
+        PressureGauge::below(Path::new("/"))
+    }
+
+    fn below(root: &Path) -> PressureGauge {
+        let of_group = own_group(root, Hierarchy::V2).map(|(_, group)| group.join("memory.pressure"));
+        let of_machine = root.join("proc/pressure/memory");
+        let places = of_group.map(|path| (path, PressureSource::Cgroup));
+        let tells = |(path, _): &(PathBuf, PressureSource)| fs::read_to_string(path).is_ok();
+        let found = places.into_iter().chain([(of_machine, PressureSource::Machine)]).find(tells);
+        let (path, source) = found.unwrap_or((PathBuf::new(), PressureSource::Nobody));
+        PressureGauge { path, source }
+    }
+
+    pub(crate) fn source(&self) -> PressureSource {
+        self.source
+    }
+
+    /// In which share of the last ten seconds some task waited, in percent.
+    pub(crate) fn stalled_percent(&self) -> Option<f32> {
+        self.average("avg10=").map(|hundredths| hundredths as f32 / 100.0)
+    }
+
+    /// An average in hundredths of a percent.
+    fn average(&self, name: &str) -> Option<u64> {
+        let text = fs::read_to_string(&self.path).ok()?;
+        // `some avg10=0.00 avg60=1.25 avg300=0.00 total=0`
+        let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
+        let value = line.split(' ').find_map(|word| word.strip_prefix(name))?;
+        let (whole, hundredths) = value.split_once('.')?;
+        whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths.parse::<u64>().ok()?)
+    }
+}
+
 fn memory_pressure(root: &Path) -> Option<u64> {
-    let of_group = own_group(root, Hierarchy::V2)
-        .and_then(|(_, group)| fs::read_to_string(group.join("memory.pressure")).ok());
-    let text = of_group.or_else(|| fs::read_to_string(root.join("proc/pressure/memory")).ok())?;
-    // `some avg10=0.00 avg60=1.25 avg300=0.00 total=0`
-    let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
-    let value = line.split(' ').find_map(|word| word.strip_prefix("avg60="))?;
-    let (whole, hundredths) = value.split_once('.')?;
-    whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths.parse::<u64>().ok()?)
+    PressureGauge::below(root).average("avg60=")
 }
 
 /// How much memory this process may lock: its limit, unless it has the capability to exceed it.
@@ -316,6 +370,13 @@ mod tests {
         assert_eq!(memory_pressure(system(&[machine]).path()), Some(1250));
         assert_eq!(memory_pressure(system(&[("proc/pressure/memory", "full\n")]).path()), None);
         assert_eq!(memory_pressure(system(&[]).path()), None);
+        let (in_group, alone, nowhere) = (system(&group), system(&[machine]), system(&[]));
+        let gauges = [&in_group, &alone, &nowhere].map(|system| PressureGauge::below(system.path()));
+        assert_eq!(
+            gauges.each_ref().map(PressureGauge::source),
+            [PressureSource::Cgroup, PressureSource::Machine, PressureSource::Nobody]
+        );
+        assert_eq!(gauges.map(|gauge| gauge.stalled_percent()), [Some(9.0), Some(9.0), None]);
     }
 
     #[test]

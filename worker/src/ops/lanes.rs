@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const AT_ONCE: usize = 2;
 
 /// Does all jobs, and answers in their order. Jobs with the same lane wait for each other, those of others do not.
-pub(super) fn run_all<L, J, R>(jobs: Vec<(L, J)>, run: impl Fn(J) -> R + Sync) -> Vec<R>
+pub(crate) fn run_all<L, J, R>(jobs: Vec<(L, J)>, run: impl Fn(J) -> R + Sync) -> Vec<R>
 where
     L: Ord,
     J: Send,

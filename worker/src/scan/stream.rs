@@ -69,7 +69,7 @@ impl Ring {
         let shape = Shape::of(memory.ring_bytes, u64::from(block_bytes));
         let taking = memory.rings.taking(MemoryUse::Buffers, shape.bytes());
         let taking = std::pin::pin!(taking.map_err(FoldError::Memory)?);
-        let mut grant = patience.wait(taking)?;
+        let mut grant = patience.wait(taking)?.map_err(FoldError::Memory)?;
         let mut free = Vec::new();
         for _ in 0..shape.buffers {
             let part = grant.split(shape.buffer_bytes);

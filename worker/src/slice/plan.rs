@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use pelton_region_format::{ALIGNMENT_DEFAULT, Fingerprint};
 
+use crate::budget::memory::MemoryBudget;
 use crate::slice::deal::Deal;
 
 /// Over how many regions a slice may be dealt: a manifest that names them all stays below a MiB.
@@ -92,6 +93,16 @@ impl LoadPlan {
             deadline: None,
             unwanted: Unwanted::default(),
             strict_counts: false,
+        }
+    }
+
+    /// Whether the load begins with images, when so much is expected.
+    pub(crate) fn keeps_image(&self, expected_bytes: Option<u64>, budget: &MemoryBudget) -> bool {
+        match self.write_path {
+            WritePath::Image => true,
+            WritePath::Direct => false,
+            // Half of what there is: a load that will not fit as images need not begin as one.
+            WritePath::Auto => expected_bytes.is_none_or(|bytes| bytes <= budget.counts().residence_max / 2),
         }
     }
 }

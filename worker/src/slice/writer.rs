@@ -20,7 +20,7 @@ use crate::scan::patience::{Impatience, Patience};
 use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site, WriteError};
 use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
-use crate::slice::plan::{Durability, LoadPlan, REGIONS_MAX, WritePath};
+use crate::slice::plan::{Durability, LoadPlan, REGIONS_MAX};
 use crate::snap::commit::{Commit, CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice};
 use crate::snap::metrics::{BlobSizes, LoadFacts};
@@ -243,14 +243,7 @@ impl SliceWriter {
         patience: &Patience,
     ) -> Result<SliceWriter, LoadError> {
         let region_count = plan.regions.unwrap_or(core.regions_default);
-        let keeps_image = match plan.write_path {
-            WritePath::Image => true,
-            WritePath::Direct => false,
-            // Half of what there is: a load that will not fit as images need not begin as one.
-            WritePath::Auto => {
-                plan.expected_bytes.is_none_or(|bytes| bytes <= core.budget.counts().residence_max / 2)
-            }
-        };
+        let keeps_image = plan.keeps_image(plan.expected_bytes, &core.budget);
         let (piece_bytes, mut reserve) = reserve_pieces(&core, region_count, patience)
             .map_err(|source| LoadError::Memory { key: entry.key.clone(), source })?;
         let over = CancelToken::new();
@@ -277,7 +270,7 @@ impl SliceWriter {
                 budget: core.budget.clone(),
                 ahead: core.ahead.clone(),
                 piece_bytes,
-                image_bytes_max: core.image_bytes_max,
+                image_bytes_max: core.budget.counts().residence_max as usize,
                 patience: Patience { stop: Some(over.clone()), ..Patience::until(plan.deadline) },
             };
             let reserve = reserve.split((piece_bytes * PIECES_PER_REGION) as u64);

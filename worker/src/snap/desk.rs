@@ -71,10 +71,24 @@ impl<M> Desk<M> {
         ask: impl FnOnce(WaiterId) -> SnapEvent,
         begin: &mut dyn FnMut(Command),
     ) -> Result<Reply<M>, WaiterId> {
+        self.ask_later_if(now, |_| true, ask, begin).expect("there is no condition")
+    }
+
+    /// The same, if the decider is as it is wished to be: then nothing comes between the look and the event.
+    pub(crate) fn ask_later_if(
+        &self,
+        now: Duration,
+        condition: impl FnOnce(&Decider) -> bool,
+        ask: impl FnOnce(WaiterId) -> SnapEvent,
+        begin: &mut dyn FnMut(Command),
+    ) -> Option<Result<Reply<M>, WaiterId>> {
         let mut inner = self.lock();
+        if !condition(&inner.decider) {
+            return None;
+        }
         let waiter = WaiterId(inner.next_waiter);
         inner.next_waiter += 1;
-        self.decide(inner, now, ask(waiter), Some(waiter), begin).ok_or(waiter)
+        Some(self.decide(inner, now, ask(waiter), Some(waiter), begin).ok_or(waiter))
     }
 
     /// Waits for an answer; nothing at the end of its patience. Whoever may be cancelled is [nudged](Desk::nudge) then.

@@ -4,16 +4,15 @@
 //! that wait for their commit. Each is put here before the event that brings it, and taken by the command that ends it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use pelton_region_format::{Fingerprint, Key};
 
-use crate::cache::Want;
 use crate::cache::close::UnderWay;
 use crate::cache::told::{Outcome, Tell, Told, outcome};
+use crate::cache::{Want, is_evicted};
 use crate::events::{Event, EventHub, reason};
 use crate::load::Counts;
 use crate::load::planning::Planning;
@@ -26,10 +25,11 @@ use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
 use crate::snap::metrics::{LoadFacts, SliceMetrics};
 use crate::snap::runner::Runner;
-use crate::snap::state::{Command, Decider, Form, SnapEvent, Version, WaiterId};
+use crate::snap::state::{Answer, Command, Decider, Form, SnapEvent, Version, WaiterId};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 use crate::spindle::pace::Pace;
+use crate::tender::{History, Reason};
 
 /// One key's place in the cache.
 pub(crate) struct Entry {
@@ -38,9 +38,6 @@ pub(crate) struct Entry {
     runner: Arc<Runner>,
     facts: Mutex<Facts>,
     holders: Mutex<Holders>,
-    /// The last query, in milliseconds since the cache was opened, and one more; 0 if there was none. Written by
-    /// whoever leases, read by whoever looks, and publishes nothing else.
-    last_query: AtomicU64,
 }
 
 /// What the decider's names stand for, and why things failed.
@@ -62,6 +59,8 @@ pub(crate) struct Facts {
     pub(crate) load_error: Option<String>,
     /// Why the last warming failed.
     pub(crate) warm_error: Option<Arc<WarmError>>,
+    /// Why it is being flushed, if the tender does it.
+    pub(crate) flush_reason: Option<Reason>,
     /// Why the last removal failed.
     pub(crate) removal_error: Option<Arc<DiskError>>,
     /// The load whose files were verified when they were evicted, and stayed in the page cache: what is still
@@ -89,11 +88,22 @@ pub(crate) struct Debt {
     pub(crate) since: Instant,
 }
 
-/// The leases on the entry's slices, each with its beginning.
-#[derive(Default)]
+/// The leases on the entry's slices, each with its beginning, and how often and when there were some.
 struct Holders {
     next: u64,
     held: BTreeMap<u64, (Fingerprint, Instant)>,
+    usage: Usage,
+}
+
+/// How much an entry is used. Times are milliseconds since the cache was opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// Its queries.
+    pub(crate) history: History,
+    /// When it was last loaded or brought into memory.
+    pub(crate) arrived_ms: u64,
+    /// Whether somebody holds a lease now, be it one that reads from the disk.
+    pub(crate) leased: bool,
 }
 
 impl Debt {
@@ -149,14 +159,10 @@ impl Entry {
                 Desk::new(Decider::found(runner.limits, version, is_empty), memory)
             }
         };
-        Entry {
-            key,
-            desk,
-            runner,
-            facts: Mutex::new(facts),
-            holders: Mutex::default(),
-            last_query: AtomicU64::new(0),
-        }
+        let arrived_ms = runner.now().as_millis() as u64;
+        let usage = Usage { history: History::begin(arrived_ms), arrived_ms, leased: false };
+        let holders = Mutex::new(Holders { next: 0, held: BTreeMap::new(), usage });
+        Entry { key, desk, runner, facts: Mutex::new(facts), holders }
     }
 
     /// What the decider does not know, for a look or a short change.
@@ -172,6 +178,17 @@ impl Entry {
     ) -> Reply<HotSlice> {
         let asked = self.desk.ask_later(self.now(), ask, &mut self.beginning());
         asked.unwrap_or_else(|waiter| self.wait(waiter, patience))
+    }
+
+    /// The same, if the decider is as it is wished to be at that moment.
+    pub(crate) fn ask_if(
+        self: &Arc<Self>,
+        condition: impl FnOnce(&Decider) -> bool,
+        ask: impl FnOnce(WaiterId) -> SnapEvent,
+        patience: &Patience,
+    ) -> Option<Reply<HotSlice>> {
+        let asked = self.desk.ask_later_if(self.now(), condition, ask, &mut self.beginning())?;
+        Some(asked.unwrap_or_else(|waiter| self.wait(waiter, patience)))
     }
 
     /// Asks for a lease, and waits for it. Says whether it had to wait: then the slice has just come into memory.
@@ -327,6 +344,7 @@ impl Entry {
 
     /// A load has all its blobs. Says what is known of the slice from here on.
     pub(crate) fn loaded(&self, load: LoadFacts, took: Duration) -> SliceMetrics {
+        self.arrived();
         let mut facts = self.facts();
         facts.metrics.cold_loaded(load, now_ms(), took.as_millis() as u64);
         facts.metrics
@@ -334,32 +352,74 @@ impl Entry {
 
     /// The files are on their way into memory, and can be leased.
     pub(crate) fn warmed(&self, bytes: u64, took: Duration) {
+        self.arrived();
         self.facts().metrics.warm_loaded(now_ms(), took.as_millis() as u64);
         self.events().meter.warmings.done(bytes, took);
         self.events().tell(|| Event::Warmed { key: self.key.clone(), bytes, took });
     }
 
+    /// Lets the slice's memory go, if the decider is as it is wished to be. What is leaving goes with the last share,
+    /// and one is returned.
+    pub(crate) fn evict(
+        self: &Arc<Self>,
+        keeps_cache: bool,
+        reason: Option<Reason>,
+        condition: impl FnOnce(&Decider) -> bool,
+    ) -> (Answer, Option<Arc<HotSlice>>) {
+        let served = self.desk.served();
+        let evict = |waiter| SnapEvent::Evict { waiter };
+        let answer = match self.ask_if(condition, evict, &Patience::default()) {
+            Some(Reply::Other(answer)) => answer,
+            Some(Reply::Lease(..)) => unreachable!("an evict is answered with no lease"),
+            None => Answer::Busy,
+        };
+        if answer == Answer::Evicted {
+            // What is leaving is told when it goes.
+            self.evicted(served.as_deref().map_or(0, HotSlice::bytes), reason);
+        }
+        let hot = served.filter(|_| is_evicted(answer));
+        if let Some(hot) = &hot {
+            hot.drop_cache_too(!keeps_cache);
+            let stays_verified = keeps_cache && hot.is_verified_in_maps();
+            self.facts().verified_load = stays_verified.then_some(hot.load_number);
+        }
+        (answer, hot)
+    }
+
     /// The slice has left memory.
-    pub(crate) fn evicted(&self, bytes: u64) {
+    pub(crate) fn evicted(&self, bytes: u64, reason: Option<Reason>) {
         self.facts().metrics.evicted();
         self.events().meter.evictions.one(bytes);
-        self.events().tell(|| Event::Evicted { key: self.key.clone(), bytes });
+        self.events().tell(|| Event::Evicted { key: self.key.clone(), bytes, reason });
     }
 
     /// The slice has left the disks.
     pub(crate) fn flushed(&self, bytes: u64) {
-        self.facts().metrics.flushed();
+        let reason = {
+            let mut facts = self.facts();
+            facts.metrics.flushed();
+            facts.flush_reason.take()
+        };
         self.events().meter.flushes.one(bytes);
-        self.events().tell(|| Event::Flushed { key: self.key.clone(), bytes });
+        self.events().tell(|| Event::Flushed { key: self.key.clone(), bytes, reason });
+    }
+
+    /// How much it is used.
+    pub(crate) fn usage(&self) -> Usage {
+        let holders = self.holders();
+        Usage { leased: !holders.held.is_empty(), ..holders.usage }
+    }
+
+    fn arrived(&self) {
+        self.holders().usage.arrived_ms = self.now().as_millis() as u64;
     }
 
     /// For how long nobody has asked for it: since the last query, or else since it was loaded. Unknown of what an
     /// earlier process has loaded without saying when.
     pub(crate) fn idle(&self) -> Option<Duration> {
-        let since_query = match self.last_query.load(Ordering::Relaxed) {
-            0 => None,
-            at => Some(self.now().saturating_sub(Duration::from_millis(at - 1))),
-        };
+        let Usage { history, .. } = self.usage();
+        let idle_ms = history.idle_ms(self.now().as_millis() as u64);
+        let since_query = (history.queries() > 0).then_some(Duration::from_millis(idle_ms));
         let loaded_at_ms = self.facts().metrics.loaded_at_ms();
         let since_load = loaded_at_ms.map(|at_ms| Duration::from_millis(now_ms().saturating_sub(at_ms)));
         since_query.into_iter().chain(since_load).min()
@@ -404,9 +464,8 @@ impl Entry {
         holders.next += 1;
         let now = Instant::now();
         holders.held.insert(number, (fingerprint, now));
-        drop(holders);
         let now_ms = now.saturating_duration_since(self.runner.opened).as_millis() as u64;
-        self.last_query.store(now_ms + 1, Ordering::Relaxed);
+        holders.usage.history.query(now_ms);
         number
     }
 
@@ -421,7 +480,7 @@ impl Entry {
     /// A lease is given back that the cache took for itself: no query, and not one of [`held`](Entry::held).
     pub(crate) fn give_back(&self, version: Version) {
         if let Some(slice) = self.desk.release(self.now(), version) {
-            self.evicted(slice.bytes());
+            self.evicted(slice.bytes(), None);
         }
     }
 
@@ -470,7 +529,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::snap::state::{Answer, Limits};
+    use crate::snap::state::Limits;
 
     #[derive(Default)]
     struct Bell(AtomicU32);

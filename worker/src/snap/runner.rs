@@ -14,7 +14,7 @@ use pelton_region_format::Key;
 use tracing::field::Empty;
 use tracing::info_span;
 
-use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
+use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryRefused, MemoryUse};
 use crate::cache::CacheCore;
 use crate::cache::close::{Commits, UnderWay};
 use crate::events::{Event, EventHub, reason};
@@ -27,6 +27,7 @@ use crate::snap::state::{Command, Limits, SnapEvent, Version};
 use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::Lane;
+use crate::tender::room::make_room_in_memory;
 
 /// What commands act on. Entries hold it, and leases hold entries: so it does not keep spindles or their threads.
 pub(crate) struct Runner {
@@ -41,6 +42,8 @@ pub(crate) struct Runner {
     warmth: Weak<Warmth>,
     budget: MemoryBudget,
     lanes: AtomicU64,
+    /// Set once, when the cache is there.
+    core: OnceLock<Weak<CacheCore>>,
     /// What the deciders' times count from.
     pub(crate) opened: Instant,
 }
@@ -63,6 +66,7 @@ impl Runner {
             warmth: Arc::downgrade(warmth),
             budget,
             lanes: AtomicU64::new(0),
+            core: OnceLock::new(),
             opened: Instant::now(),
         }
     }
@@ -112,10 +116,23 @@ impl Runner {
         // It may have been flushed since it was commanded.
         let Some(manifest) = manifest else { return entry.report(SnapEvent::WarmRefused { version }) };
         // All of it or none: regions that fit one by one would wait for each other.
-        match self.budget.take_patiently(MemoryUse::Mapped, bytes_in_memory(&manifest), patience) {
+        match self.take_memory(bytes_in_memory(&manifest), patience) {
             Ok(grant) => self.start_warming(entry, manifest, grant),
             Err(source) => entry.warming_failed(version, Arc::new(WarmError::Memory { source })),
         }
+    }
+
+    /// What is worth least is evicted for it, unless nobody waits for it: whoever wants it asks anew then, and has
+    /// hold of the cache.
+    fn take_memory(&self, bytes: u64, patience: &Patience) -> Result<MemoryGrant, MemoryRefused> {
+        match self.budget.try_take(MemoryUse::Mapped, bytes) {
+            Err(MemoryRefused::Deadline { .. }) if patience.check().is_ok() => {}
+            taken => return taken,
+        }
+        if let Some(core) = self.core.get().and_then(Weak::upgrade) {
+            make_room_in_memory(&core, bytes, patience);
+        }
+        self.budget.take_patiently(MemoryUse::Mapped, bytes, patience)
     }
 
     fn start_warming(&self, entry: &Arc<Entry>, manifest: Arc<Manifest>, grant: MemoryGrant) {

@@ -449,8 +449,23 @@ impl Decider {
         self.hot.as_ref().is_some_and(|hot| hot.saving == Saving::Failed)
     }
 
+    /// Whether nothing is under way with it and nobody has hold of it or waits for it, so that the cache itself may let
+    /// something of it go. A failure has to heal first. What is in memory alone would be lost, so it has to stay.
+    pub(crate) fn may_go(&self, now: Duration) -> bool {
+        let is_failed = self.failure.is_some_and(|failure| now < failure.until);
+        let is_used = self.load.is_some() || self.warming.is_some() || !self.waiters.is_empty();
+        let is_lost = self.served().is_some() && !self.is_durable();
+        let is_open = self.life == Life::Open;
+        is_open
+            && !is_used
+            && !is_failed
+            && !is_lost
+            && !self.pinned
+            && !self.uses_disk()
+            && self.leases() == 0
+    }
+
     /// Whether a commit or a removal is under way, or waits for its turn.
-    #[cfg(test)]
     pub(crate) fn uses_disk(&self) -> bool {
         let waits = self.hot.as_ref().is_some_and(|hot| hot.saving == Saving::Waiting);
         self.job.is_some() || waits || self.load.is_some_and(|load| load.sealed)
@@ -493,7 +508,6 @@ impl Decider {
     }
 
     /// How many leases there are, those on replaced versions included.
-    #[cfg(test)]
     pub(crate) fn leases(&self) -> u32 {
         let hot = self.hot.as_ref().map_or(0, |hot| hot.leases);
         self.old.iter().map(|old| old.leases).sum::<u32>() + hot

@@ -43,9 +43,7 @@ pub(crate) fn place(
         let most = candidates.iter().map(|&number| all[number].room.free()).max().unwrap_or(0);
         candidates.retain(|&number| all[number].room.free() >= most / ROOM_SHARE_MIN);
     }
-    let regions = u64::from(region_count.max(1));
-    let region_bytes = expected_bytes.unwrap_or(0).div_ceil(regions).min(u64::MAX / 4 / regions);
-    let region_bytes = region_bytes.next_multiple_of(DISK_PAGE_BYTES) + REGION_FRAME_BYTES;
+    let region_bytes = region_bytes(region_count, expected_bytes);
     // Those that had faults lately only where the others do not suffice.
     let trusted = candidates.iter().copied().filter(|&n| all[n].watch.state() == HealthState::Ok).collect();
     deal(all, trusted, region_count, region_bytes)
@@ -54,6 +52,20 @@ pub(crate) fn place(
             refusals.extend(full);
             refusals
         })
+}
+
+/// How much is promised to each region.
+pub(crate) fn region_bytes(region_count: u32, expected_bytes: Option<u64>) -> u64 {
+    let regions = u64::from(region_count.max(1));
+    let region_bytes = expected_bytes.unwrap_or(0).div_ceil(regions).min(u64::MAX / 4 / regions);
+    region_bytes.next_multiple_of(DISK_PAGE_BYTES) + REGION_FRAME_BYTES
+}
+
+/// Which of the candidates are taken, in their order, and how much each is to promise.
+pub(crate) fn shares(candidates: &[usize], region_count: u32, region_bytes: u64) -> Vec<(usize, u64)> {
+    let spindles = &candidates[..candidates.len().min(region_count.max(1) as usize)];
+    let count_on = |place: usize| (place..region_count as usize).step_by(spindles.len()).count() as u64;
+    spindles.iter().enumerate().map(|(place, &number)| (number, count_on(place) * region_bytes)).collect()
 }
 
 /// Over all of the candidates; without the one that refuses; and so on.
@@ -65,14 +77,13 @@ fn deal(
 ) -> Result<Placement, Vec<SpindleRefusal>> {
     let mut refusals = Vec::new();
     while !candidates.is_empty() {
-        let spindles: Vec<usize> = candidates.iter().copied().take(region_count.max(1) as usize).collect();
-        let count_on = |place: usize| (place..region_count as usize).step_by(spindles.len()).count() as u64;
-        let reserve = |(place, &number): (usize, &usize)| {
-            let bytes = count_on(place) * region_bytes;
+        let shares = shares(&candidates, region_count, region_bytes);
+        let reserve = |(place, &(number, bytes)): (usize, &(usize, u64))| {
             all[number].reserve(bytes).map_err(|refusal| (place, refusal))
         };
-        match spindles.iter().enumerate().map(reserve).collect::<Result<Vec<Reservation>, _>>() {
+        match shares.iter().enumerate().map(reserve).collect::<Result<Vec<Reservation>, _>>() {
             Ok(mut promised) => {
+                let spindles: Vec<usize> = shares.iter().map(|(number, _)| *number).collect();
                 let space = (0..region_count as usize)
                     .map(|region| promised[region % spindles.len()].split(region_bytes))
                     .collect();

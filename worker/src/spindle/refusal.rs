@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::budget::ledger::SpindleFull;
 use crate::spindle::engine::DiskError;
+use crate::tender::NoRoom;
 
 /// A spindle that does not take a load, or no more of it.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,8 @@ pub struct SpindleRefusal {
 pub enum RefusalReason {
     /// There is no room. Flush something, or give it more capacity.
     Full(SpindleFull),
+    /// There is none, and not enough could go for it. Wait for leases to end, unpin something, or give it more capacity.
+    NoRoom(NoRoom),
     /// It has failed, and is tried again from time to time. Look at its disk.
     Quarantined {
         /// The last thing that went wrong.
@@ -36,6 +39,7 @@ impl fmt::Display for RefusalReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RefusalReason::Full(full) => full.fmt(f),
+            RefusalReason::NoRoom(no_room) => no_room.fmt(f),
             RefusalReason::Quarantined { last_fault: None } => f.write_str("in quarantine"),
             RefusalReason::Quarantined { last_fault: Some(fault) } => {
                 write!(f, "in quarantine, since it {fault}")

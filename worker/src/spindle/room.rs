@@ -72,11 +72,23 @@ impl SpindleRoom {
         self.ledger.counts()
     }
 
+    /// How much is used and promised, and how much could be: the capacity, or less where the file system has less.
+    pub(crate) fn level(&self) -> (u64, u64) {
+        let SpindleCounts { capacity, used, reserved, .. } = self.counts();
+        let taken = used + reserved;
+        // Beyond a capacity that was made smaller nothing is free, and what is beyond has to go first.
+        (taken, capacity.min(taken.saturating_add(self.disk_free_unpromised())))
+    }
+
     /// What a load could still get.
     pub(crate) fn free(&self) -> u64 {
-        let SpindleCounts { capacity, used, reserved, unallocated, floor } = self.counts();
-        let disk_free = self.disk_free().saturating_sub(unallocated).saturating_sub(floor);
-        capacity.saturating_sub(used + reserved).min(disk_free)
+        let SpindleCounts { capacity, used, reserved, .. } = self.counts();
+        capacity.saturating_sub(used + reserved).min(self.disk_free_unpromised())
+    }
+
+    fn disk_free_unpromised(&self) -> u64 {
+        let SpindleCounts { unallocated, floor, .. } = self.counts();
+        self.disk_free().saturating_sub(unallocated).saturating_sub(floor)
     }
 
     fn disk_free(&self) -> u64 {

@@ -103,6 +103,9 @@ pub struct Candidate {
     pub resident_bytes: u64,
     /// When it was asked for.
     pub history: History,
+    /// When it was last loaded or brought into memory. Its TTLs count from there if nobody has asked for it since:
+    /// what somebody has just brought is not idle yet. For the order it is no use.
+    pub arrived_ms: u64,
     /// How long it may be idle.
     pub ttls: Ttls,
     /// Whether what is in memory is on the disk, too.
@@ -136,6 +139,11 @@ pub struct Ttls {
     pub flush_ms: u64,
     /// From there to the erasure.
     pub erase_ms: u64,
+}
+
+impl Ttls {
+    /// However long nobody asks for it.
+    pub const NEVER: Ttls = Ttls { evict_ms: u64::MAX, flush_ms: u64::MAX, erase_ms: u64::MAX };
 }
 
 impl Default for Ttls {
@@ -206,6 +214,11 @@ impl Candidate {
         self.image_bytes.saturating_add(self.resident_bytes)
     }
 
+    /// How long it lies there for nothing.
+    fn idle_ms(&self, now_ms: u64) -> u64 {
+        self.history.idle_ms(now_ms).min(now_ms.saturating_sub(self.arrived_ms))
+    }
+
     /// Whether the tender may do anything with it. What is in memory alone would be lost.
     fn is_free(&self) -> bool {
         !self.leased && !self.pinned && !self.busy && (self.durable || self.holds != Holds::Memory)
@@ -264,6 +277,7 @@ pub struct MarksError {
 
 impl Marks {
     /// From nine tenths down to eight.
+    #[must_use]
     pub const fn of(capacity: u64) -> Marks {
         Marks { low: capacity / 10 * 8, high: capacity / 10 * 9, capacity }
     }
@@ -278,6 +292,21 @@ impl Marks {
         } else {
             Err(MarksError { low, high, capacity })
         }
+    }
+
+    /// Where clearing ends.
+    pub const fn low(&self) -> u64 {
+        self.low
+    }
+
+    /// Where clearing begins.
+    pub const fn high(&self) -> u64 {
+        self.high
+    }
+
+    /// What may be used at all.
+    pub const fn capacity(&self) -> u64 {
+        self.capacity
     }
 }
 
@@ -294,7 +323,8 @@ pub struct Budgets {
 }
 
 impl Budgets {
-    fn is_stalled(&self) -> bool {
+    /// Whether tasks wait for memory for too much of the time.
+    pub(super) fn is_stalled(&self) -> bool {
         self.stalled_percent.is_some_and(|percent| percent >= STALLED_PERCENT_MIN)
     }
 }
@@ -337,7 +367,7 @@ pub enum Action {
 pub enum Reason {
     /// Nobody has asked for it for so many milliseconds, longer than its TTLs allow.
     Idle {
-        /// Since the last query.
+        /// Since the last query, or since it arrived.
         idle_ms: u64,
     },
     /// Memory is above its high mark.
@@ -440,7 +470,7 @@ impl<'a> Draft<'a> {
     /// One step for each snap and decision: a hot one that is due for all three goes by and by.
     fn end_what_is_idle(&mut self) {
         for (number, snap) in self.snapshot.candidates.iter().enumerate() {
-            let idle_ms = snap.history.idle_ms(self.now_ms);
+            let idle_ms = snap.idle_ms(self.now_ms);
             if !snap.is_free() || idle_ms < snap.ttls.evict_ms {
                 continue;
             }

@@ -10,7 +10,7 @@ use super::*;
 /// Polls once and tells whether it is ready.
 fn poll(taking: &mut Taking) -> Option<MemoryGrant> {
     match Pin::new(taking).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(grant) => Some(grant),
+        Poll::Ready(given) => Some(given.expect("it fits some day")),
         Poll::Pending => None,
     }
 }
@@ -39,6 +39,45 @@ fn what_can_never_fit_is_refused_with_both_numbers() {
 }
 
 #[test]
+fn a_budget_made_larger_gives_to_those_who_wait_and_one_made_smaller_takes_nothing_back() {
+    let budget = MemoryBudget::new(100, 30);
+    let held = budget.take(Images, 60, None).unwrap();
+    let mut waiting = budget.taking(Mapped, 50).unwrap();
+    assert!(poll(&mut waiting).is_none());
+    budget.resize(110);
+    let waited = poll(&mut waiting).expect("50 beside 60");
+    budget.resize(55);
+    assert_eq!(budget.counts().residence_max, 55);
+    assert_eq!((held.bytes(), waited.bytes()), (60, 50), "what is given stays given");
+    let late = budget.try_take(Images, 1).unwrap_err();
+    assert_eq!(late, MemoryRefused::Deadline { purpose: Images, wanted: 1, free: 0, share: 55 });
+    drop(held);
+    let free = budget.try_take(Images, 5).expect("50 and 5");
+    drop((waited, free));
+    assert_eq!(budget.take(Images, 55, None).unwrap().bytes(), 55);
+}
+
+/// Goal: nobody waits for more than there will ever be, and those behind get their turn. Method: the first of two who
+/// wait is too large for the smaller budget.
+#[test]
+fn who_waits_for_more_than_a_smaller_budget_has_is_refused() {
+    let budget = MemoryBudget::new(100, 30);
+    let held = budget.take(Images, 40, None).unwrap();
+    let large = budget.taking(Images, 60).unwrap();
+    let mut small = budget.taking(Mapped, 10).unwrap();
+    assert!(poll(&mut small).is_none(), "the large one is first");
+    budget.resize(50);
+    assert_eq!(poll(&mut small).expect("10 beside 40").bytes(), 10);
+    let refused = Patience::default().wait(std::pin::pin!(large)).expect("it need not wait").unwrap_err();
+    assert_eq!(refused, MemoryRefused::NeverFits { purpose: Images, wanted: 60, share: 50 });
+    drop(held);
+    assert_eq!(
+        budget.counts(),
+        MemoryCounts { residence_max: 50, buffers_max: 30, ..MemoryCounts::default() }
+    );
+}
+
+#[test]
 fn the_counts_tell_the_uses_apart() {
     let budget = MemoryBudget::new(100, 30);
     let images = budget.take(Images, 20, None).unwrap();
@@ -53,13 +92,15 @@ fn the_counts_tell_the_uses_apart() {
         residence_max: 70,
         buffers_max: 30,
         residence_waited_for: 5,
+        residence_first_waited_for: 5,
         buffers_waited_for: 0,
     };
     assert_eq!(budget.counts(), counts);
     mapped.shrink_to(46);
     assert_eq!(budget.counts(), MemoryCounts { mapped: 46, ..counts }, "four bytes are too few for the five");
     mapped.shrink_to(45);
-    assert_eq!(budget.counts(), MemoryCounts { images: 25, mapped: 45, residence_waited_for: 0, ..counts });
+    let given = MemoryCounts { residence_waited_for: 0, residence_first_waited_for: 0, ..counts };
+    assert_eq!(budget.counts(), MemoryCounts { images: 25, mapped: 45, ..given });
     drop((images, mapped, buffers, queued));
     let none = MemoryCounts { residence_max: 70, buffers_max: 30, ..MemoryCounts::default() };
     assert_eq!(budget.counts(), none);
@@ -375,6 +416,10 @@ proptest! {
                 residence_max: TOTAL - BUFFERS,
                 buffers_max: BUFFERS,
                 residence_waited_for: sum(Images, false) + sum(Mapped, false),
+                residence_first_waited_for: asked
+                    .iter()
+                    .find(|one| !one.given && one.purpose != Buffers)
+                    .map_or(0, |one| one.bytes),
                 buffers_waited_for: sum(Buffers, false),
             });
         }

@@ -27,6 +27,8 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
         Event::HotLeased { .. } => "hot",
         Event::Evicted { .. } => "evicted",
         Event::Flushed { .. } => "flushed",
+        Event::Erased { .. } => "erased",
+        Event::Pressure { .. } => "pressure",
         Event::Spindle { .. } => "spindle",
     };
     events.iter().map(kind).collect()
@@ -60,7 +62,7 @@ fn a_slices_whole_life_is_told_in_order() {
     assert!(matches!(&all[4], Event::Evicted { bytes, .. } if *bytes >= BLOBS * MIB), "{:?}", all[4]);
     assert!(matches!(&all[5], Event::Warmed { bytes, .. } if *bytes == file_bytes), "{:?}", all[5]);
     assert_eq!(all[8], Event::Resliced { key: key.clone(), before, fingerprint: other });
-    assert_eq!(all[10], Event::Flushed { key, bytes: file_bytes });
+    assert_eq!(all[10], Event::Flushed { key, bytes: file_bytes, reason: None });
     assert_eq!((events.recv(None), events.lost()), (Err(crate::NoEvent::Stopped), 0));
 }
 
