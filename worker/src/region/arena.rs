@@ -216,6 +216,11 @@ impl Reservation {
         closed == target
     }
 
+    fn paid(&self) -> u64 {
+        let grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        grant.as_ref().map_or(0, MemoryGrant::bytes)
+    }
+
     /// Takes over what pays for its memory.
     fn pay(&self, more: MemoryGrant) {
         let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
@@ -460,6 +465,11 @@ impl Image {
         let memory = Arc::new(Reservation::growing(whole_pages, whole_pages, spares, paging)?);
         let rooms = ImageRooms { memory: memory.clone(), end: whole_pages, next: 0 };
         Ok((Image { memory, len, frozen: AtomicUsize::new(0), tail: len }, rooms))
+    }
+
+    /// How much was paid for it: what comes free when it goes.
+    pub(crate) fn paid(&self) -> u64 {
+        self.memory.paid()
     }
 
     /// Takes over what pays for its memory: it is given back when the last who reads the image is gone.

@@ -106,10 +106,10 @@ fn is_of_one_view(one: &Entry, other: &Entry) -> bool {
     one.key.domain() == other.key.domain() && one.key.view() == other.key.view()
 }
 
-/// Bytes of images, and of mapped regions.
+/// What images have of the budget, and the bytes of mapped regions.
 fn sizes(hot: &HotSlice) -> (u64, u64) {
     hot.regions.iter().fold((0, 0), |(images, mapped), region| match region.bytes() {
-        RegionBytes::Image(image) => (images + image.len() as u64, mapped),
+        RegionBytes::Image(image) => (images + image.paid(), mapped),
         RegionBytes::Map(map) => (images, mapped + map.bytes().len() as u64),
     })
 }

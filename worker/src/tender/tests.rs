@@ -183,7 +183,7 @@ fn each_view_has_ttls_of_its_own_and_they_may_change() {
     cache.set_ttls(&KeyPattern::ALL, Ttls::NEVER).unwrap();
     assert_eq!(tend_at(&cache, u64::MAX / 2), sums(0, 0, 0));
     let refused = cache.set_ttls(&KeyPattern::ALL, Ttls { evict_ms: 1, ..short }).unwrap_err();
-    assert_eq!(refused.to_string(), "evict_after of view *@*#* is 1 ms, allowed is 1 s to 3650 days");
+    assert_eq!(refused.to_string(), "evict_after of view */*@*#* is 1 ms, allowed is 1 s to 3650 days");
 }
 
 /// The decisions are the embedder's then: not even a load pushes anything out.

@@ -31,7 +31,7 @@ fn a_spindle_above_its_high_mark_is_flushed_to_the_low_one_and_the_others_are_no
 #[test]
 fn memory_above_its_high_mark_is_evicted_to_the_low_one_the_older_generation_first() {
     let folder = tempfile::tempdir().unwrap();
-    let cache = builder(folder.path()).memory_marks(MarksPercent { low: 15, high: 25 }).open().unwrap();
+    let cache = builder(folder.path()).memory_marks(MarksPercent { low: 25, high: 40 }).open().unwrap();
     // The old generation is asked for again and again, and still goes first: there is a newer one.
     let slices = ["a/b@1#0", "a/b@2#0", "a/other@1#0"];
     for slice in slices {
@@ -41,7 +41,7 @@ fn memory_above_its_high_mark_is_evicted_to_the_low_one_the_older_generation_fir
         ask(&cache, "a/b@1#0");
     }
     assert_eq!(tend_at(&cache, 1000), sums(0, 0, 0));
-    load(&cache, "a/more@1#0", 7);
+    load(&cache, "a/more@1#0", 12);
     let before = cache.tender().memory;
     assert!(before.used > before.marks.high(), "{before:?}");
     let did = tend_at(&cache, 1000);
@@ -75,8 +75,8 @@ fn memory_may_become_less_and_more_again() {
     slices.iter().for_each(|slice| load(&cache, slice, 12));
     let max = cache.memory_max();
     let fixed = max - cache.tender().memory.marks.capacity();
-    cache.set_memory(fixed + 30 * MIB).unwrap();
-    assert_eq!(cache.memory_max(), fixed + 30 * MIB);
+    cache.set_memory(fixed + 40 * MIB).unwrap();
+    assert_eq!(cache.memory_max(), fixed + 40 * MIB);
     tend_at(&cache, 1000);
     cache.core_for_tests().warmth.reaper.settle();
     let memory = cache.tender().memory;
@@ -84,7 +84,7 @@ fn memory_may_become_less_and_more_again() {
     let hot = |cache: &Cache| {
         slices.iter().filter(|slice| cache.snap(&key(slice)).status().state == SnapState::Hot).count()
     };
-    assert_eq!(hot(&cache), 1);
+    assert_eq!(hot(&cache), 2, "each takes four pieces of 4 MiB, and 32 MiB are below the low mark");
     cache.set_memory(max).unwrap();
     slices.iter().for_each(|slice| ask(&cache, slice));
     assert_eq!(hot(&cache), 4);

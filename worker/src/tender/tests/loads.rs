@@ -75,7 +75,7 @@ fn who_waits_for_memory_gets_it_when_a_lease_has_ended() {
         load_with(&cache, slice, 18, LoadPlan { write_path: WritePath::Direct, ..plan(18) }).unwrap();
     }
     let fixed = cache.memory_max() - cache.tender().memory.marks.capacity();
-    cache.set_memory(fixed + 24 * MIB).unwrap();
+    cache.set_memory(fixed + 34 * MIB).unwrap();
     let lease = cache.lease(&key(slices[0]), Want::Latest, None).unwrap();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {

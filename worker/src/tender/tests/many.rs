@@ -28,7 +28,7 @@ fn a_thousand_snaps_are_tended() {
         parcel.push(&vec![number as u8; 1 + below(60_000)]).unwrap();
         writer.queue_parcel(parcel.finish()).unwrap();
         writer.wait_for_writes().unwrap().close_for_writes().unwrap();
-        if number % 100 == 0 {
+        if number % 250 == 0 {
             leases.push(cache.lease(&key(&slice(number)), Want::Latest, None).unwrap());
         }
         // It may have gone: then there is nobody to ask.
