@@ -636,9 +636,9 @@ impl Snap {
             report(error, SnapEvent::LoadCancelled { version }) // It says nothing about the slice.
         })?;
         let folders = LoadFolders::new(spindles, self.core.epoch, load_number, placed.spindles);
-        // Where nobody says how much will come, it is likely to be what came the last time.
-        let bytes = plan.expected_bytes.unwrap_or_else(|| self.entry.facts().metrics.bytes());
-        if plan.keeps_image(Some(bytes), &self.core.budget) {
+        if let Some(bytes) =
+            plan.expected_bytes.filter(|bytes| plan.keeps_image(Some(*bytes), &self.core.budget))
+        {
             // An image that gets no memory when it comes goes to the disk alone, so nothing is refused here.
             make_room_in_memory(&self.core, bytes, patience);
         }

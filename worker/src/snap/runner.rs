@@ -42,8 +42,6 @@ pub(crate) struct Runner {
     warmth: Weak<Warmth>,
     budget: MemoryBudget,
     lanes: AtomicU64,
-    /// Set once, when the cache is there.
-    core: OnceLock<Weak<CacheCore>>,
     /// What the deciders' times count from.
     pub(crate) opened: Instant,
 }
@@ -66,7 +64,6 @@ impl Runner {
             warmth: Arc::downgrade(warmth),
             budget,
             lanes: AtomicU64::new(0),
-            core: OnceLock::new(),
             opened: Instant::now(),
         }
     }

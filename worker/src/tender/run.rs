@@ -174,12 +174,14 @@ fn flush(core: &Arc<CacheCore>, entry: &Arc<Entry>, reason: Reason, patience: &P
     }
     let now = entry.now();
     // A disk that refuses has been told, and is not asked again before its files are counted out.
-    Snap::new(core, entry).flush_if(patience, Some(reason), |snap| snap.may_go(now)).unwrap_or(false)
+    Snap::new(core.clone(), entry.clone())
+        .flush_if(patience, Some(reason), |snap| snap.may_go(now))
+        .unwrap_or(false)
 }
 
 fn erase(core: &Arc<CacheCore>, entry: &Arc<Entry>, reason: Reason) -> bool {
     let now = entry.now();
-    Snap::new(core, entry).erase_if(Some(reason), |snap| snap.may_go(now))
+    Snap::new(core.clone(), entry.clone()).erase_if(Some(reason), |snap| snap.may_go(now))
 }
 
 fn tell_pressure(core: &CacheCore, budgets: &Budgets) {
