@@ -509,7 +509,9 @@ impl Shares {
     /// Keeps the first of these pages, whose bytes are still counted as used. Says how many bytes it keeps.
     fn keep(&mut self, spares: &mut Vec<SparePage>) -> u64 {
         let most = pages_in(self.residence.max / SPARES_SHARE).saturating_sub(self.spares.len());
-        let most = if self.residence.is_waited_for() { 0 } else { most };
+        // Beyond a budget that was made smaller nothing is free: keeping it would leave the sum where it is.
+        let is_beyond = self.residence.used.saturating_add(self.spares_bytes()) > self.residence.max;
+        let most = if self.residence.is_waited_for() || is_beyond { 0 } else { most };
         let kept = spares.len().min(most);
         self.spares.extend(spares.drain(..kept).rev());
         kept as u64 * LARGE_PAGE_BYTES as u64

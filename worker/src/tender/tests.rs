@@ -74,6 +74,15 @@ fn tend_under(cache: &Cache, now_ms: u64, stalled_percent: Option<f32>) -> Tende
     cache.tender().last.expect("that was one").did
 }
 
+/// Rounds until it is so. A change of a budget wakes the cache's own thread, too: which of the two does it is no matter.
+fn until(cache: &Cache, done: impl Fn(&Cache) -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(30);
+    while !done(cache) {
+        assert!(Instant::now() < give_up, "{:?}", cache.tender());
+        tend_at(cache, 1000);
+    }
+}
+
 fn sums(evicted: u64, flushed: u64, erased: u64) -> TenderSums {
     TenderSums { evicted, flushed, erased }
 }
