@@ -184,6 +184,7 @@ impl World {
                 image_bytes: snap.bytes,
                 resident_bytes: 0,
                 history: snap.history,
+                arrived_ms: 0,
                 ttls: Ttls::default(),
                 durable: true,
                 leased: snap.leased,
