@@ -280,12 +280,13 @@ impl Cache {
     /// The snap of a key; a cold one if nothing is known of it. While the cache still reads what is on its disks,
     /// this one is read first.
     pub fn snap(&self, key: &Key) -> Snap {
-        self.snap_within(key, &Patience::default())
+        Snap { core: self.core.clone(), entry: self.core.entry(key) }
     }
 
-    fn snap_within(&self, key: &Key, patience: &Patience) -> Snap {
-        let entry = self.core.entry(key, patience);
-        Snap { core: self.core.clone(), entry }
+    fn snap_within(&self, key: &Key, deadline: Option<Instant>) -> Result<Snap, LeaseError> {
+        let entry = self.core.entry_within(key, &Patience::until(deadline));
+        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
+        Ok(Snap { core: self.core.clone(), entry })
     }
 
     /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
@@ -334,7 +335,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease(&self, key: &Key, want: Want, deadline: Option<Instant>) -> Result<Lease, LeaseError> {
-        self.snap_within(key, &Patience::until(deadline)).lease(want, deadline)
+        self.snap_within(key, deadline)?.lease(want, deadline)
     }
 
     /// Takes a lease on a slice whose regions are read as the options say.
@@ -342,7 +343,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
-        self.snap_within(key, &Patience::until(options.deadline)).lease_with(options)
+        self.snap_within(key, options.deadline)?.lease_with(options)
     }
 
     /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
@@ -989,7 +990,7 @@ impl Snap {
     /// The snap that stands for the key now: this one was erased.
     fn anew(&self) -> Snap {
         self.core.lock_entries().forget(&self.entry);
-        Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key, &Patience::default()) }
+        Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key) }
     }
 
     /// Gives up a slice that is not served any more, since unmapping takes a while. Without leases all of it is gone
@@ -1138,7 +1139,7 @@ impl CacheCore {
 
     #[cfg(test)]
     pub(crate) fn entry_for_tests(&self, key: &Key) -> Arc<Entry> {
-        self.entry(key, &Patience::default())
+        self.entry(key)
     }
 
     fn sync(&self, patience: &Patience) -> Result<(), SyncError> {
@@ -1223,9 +1224,18 @@ impl CacheCore {
     }
 
     /// The entry of a key; a cold one if nothing is known of it.
-    fn entry(&self, key: &Key, patience: &Patience) -> Arc<Entry> {
-        if !self.recovering.is_over() && !self.lock_entries().has(key) {
-            self.recovering.look_up(&self.target(), key, patience);
+    fn entry(&self, key: &Key) -> Arc<Entry> {
+        self.entry_within(key, &Patience::default()).expect("who waits without end gets one")
+    }
+
+    /// The same; none if it was not found out in time what the disks have of the key. A cold one in the table would
+    /// say that they have nothing.
+    fn entry_within(&self, key: &Key, patience: &Patience) -> Option<Arc<Entry>> {
+        let is_known = self.recovering.is_over()
+            || self.lock_entries().has(key)
+            || self.recovering.look_up(&self.target(), key, patience);
+        if !is_known {
+            self.recovering.wait(patience)?;
         }
         let new = || {
             let entry = Arc::new(Entry::new(key.clone(), None, self.runner.clone()));
@@ -1235,7 +1245,7 @@ impl CacheCore {
             }
             entry
         };
-        self.lock_entries().entry(key, new)
+        Some(self.lock_entries().entry(key, new))
     }
 
     /// Whether [`Cache::close`] was called.

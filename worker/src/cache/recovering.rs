@@ -101,16 +101,16 @@ impl Recovering {
         self.report.get()
     }
 
-    /// Sees to it that what is on the disks of a key is entered before the reading comes to it. At the end of its
-    /// patience, or if a disk refuses, it is as if there were nothing.
-    pub(crate) fn look_up(self: &Arc<Self>, target: &Target, key: &Key, patience: &Patience) {
+    /// Sees to it that what is on the disks of a key is entered before the reading comes to it, and says whether it is. It
+    /// is not at the end of its patience, and where a disk refuses: then the reading may enter it, or the next one who asks.
+    pub(crate) fn look_up(self: &Arc<Self>, target: &Target, key: &Key, patience: &Patience) -> bool {
         let _watches = patience.watch(&Waker::from(self.clone()));
         let mut asked = lock(&self.asked);
         loop {
             match asked.get(key) {
-                _ if self.is_over() => return,
-                Some(true) => return,
-                Some(false) if patience.check().is_err() => return,
+                _ if self.is_over() => return true,
+                Some(true) => return true,
+                Some(false) if patience.check().is_err() => return false,
                 Some(false) => asked = self.wait_for_change(asked, patience),
                 None => break,
             }
@@ -119,19 +119,20 @@ impl Recovering {
         drop(asked);
         let found = find(&target.spindles, key, patience.deadline);
         let mut asked = lock(&self.asked);
+        let is_known = found.is_some();
         match found {
-            Ok(found) => {
+            Some(found) => {
                 if let Some(manifest) = found {
                     let entry = || Arc::new(Entry::new(key.clone(), Some(manifest), target.runner.clone()));
                     lock(&target.entries).entry(key, entry);
                 }
                 asked.insert(key.clone(), true);
             }
-            // Then the reading may enter it, or the next one who asks.
-            Err(_) => _ = asked.remove(key),
+            None => _ = asked.remove(key),
         }
         drop(asked);
         self.changed.notify_all();
+        is_known
     }
 
     /// Enters what nobody has asked for.

@@ -158,31 +158,26 @@ pub(crate) fn start(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
     Ok(recover(all, list(all)?, 1, &AtomicBool::new(false)).expect("nobody stops it"))
 }
 
-/// Looks up one slice by the name of its manifest.
-///
-/// # Errors
-/// A disk refused or was late, so it can't be said.
-pub(crate) fn find(
-    all: &[Arc<Spindle>],
-    key: &Key,
-    deadline: Option<Instant>,
-) -> Result<Option<Manifest>, DiskError> {
+/// Looks up one slice by the name of its manifest. Nothing is said where a disk refused or was late.
+pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, deadline: Option<Instant>) -> Option<Option<Manifest>> {
     let own: Vec<&Impellers> = all.iter().map(|spindle| &spindle.impellers).collect();
     let name = [PathBuf::from(Manifest::file_name(key))];
     let mut best: Option<(u64, Option<Manifest>)> = None;
     for home in 0..all.len() {
-        let found = read_batch(all, &own, home, &name, deadline)?.pop().expect("one name, one answer");
+        let found = read_batch(all, &own, home, &name, deadline).ok()?.pop().expect("one name, one answer");
         let (load_number, usable) = match found {
             Found::Whole(manifest) => (manifest.load_number, Some(manifest)),
-            Found::Waits(manifest, _) | Found::NewerRegion(manifest, _) => (manifest.load_number, None),
+            Found::NewerRegion(manifest, _) => (manifest.load_number, None),
+            // Maybe only because the caller has no time.
+            Found::Waits(..) | Found::Unread(_) => return None,
             Found::Worthless(Some(manifest), _) => (manifest.load_number, None),
-            Found::Worthless(None, _) | Found::Newer(_) | Found::Unread(_) | Found::Nothing => continue,
+            Found::Worthless(None, _) | Found::Newer(_) | Found::Nothing => continue,
         };
         if best.as_ref().is_none_or(|(highest, _)| *highest < load_number) {
             best = Some((load_number, usable));
         }
     }
-    Ok(best.and_then(|(_, usable)| usable))
+    Some(best.and_then(|(_, usable)| usable))
 }
 
 /// A manifest file, and what came of it.
@@ -501,6 +496,14 @@ fn clean(
     if named.is_in_doubt {
         let manifests = named.worthless.iter().filter_map(|(.., manifest)| manifest.as_ref());
         manifests.for_each(|manifest| leave_behind(all, manifest));
+        return;
+    }
+    // A manifest that was listed and then not there is one that somebody flushes meanwhile: its name may come back
+    // with a power loss as long as its folder was not synced, and its files go only after that.
+    let is_synced = |spindle: &Arc<Spindle>| {
+        spindle.impellers.run(Op::SyncFolder { path: spindle.folder.join(MANIFESTS) }, None).is_ok()
+    };
+    if !listed.loads.is_empty() && !all.iter().all(is_synced) {
         return;
     }
     for (number, name) in &listed.loads {
