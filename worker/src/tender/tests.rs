@@ -172,8 +172,7 @@ fn files_that_a_lease_streams_from_stay() {
     let folder = tempfile::tempdir().unwrap();
     let cache = builder(folder.path()).open().unwrap();
     load_with(&cache, "a/b@1#0", 1, LoadPlan { write_path: WritePath::Direct, ..plan(1) }).unwrap();
-    let mut options = crate::LeaseOptions::default();
-    options.reading = crate::Reading::Stream;
+    let options = crate::LeaseOptions { reading: crate::Reading::Stream, ..Default::default() };
     let lease = cache.lease_with(&key("a/b@1#0"), &options).unwrap();
     assert_eq!(tend_at(&cache, 100 * HOUR), sums(0, 0, 0));
     drop(lease);
