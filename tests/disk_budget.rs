@@ -27,7 +27,8 @@ fn load(cache: &Cache, key: &str, mib: u64, plan: LoadPlan) -> Result<(), LoadEr
 }
 
 fn open(folder: &Path, capacities_mib: &[u64]) -> Cache {
-    let mut builder = Cache::builder().memory(512 * MIB).scan_threads(1).free_floor(0);
+    // The tender would make room by flushing what is there.
+    let mut builder = Cache::builder().memory(512 * MIB).scan_threads(1).free_floor(0).tender(false);
     builder = builder.residence(Residence::Map);
     for (number, mib) in capacities_mib.iter().enumerate() {
         builder = builder.spindle(folder.join(format!("spindle-{number}")), mib * MIB);
