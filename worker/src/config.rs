@@ -399,9 +399,10 @@ pub(crate) fn depth_on(rotational: Option<bool>) -> usize {
     if rotational == Some(true) { 2 } else { 8 }
 }
 
-/// How much a file system keeps free if nobody said so.
-pub(crate) fn floor_on(disk_total: u64) -> u64 {
-    (disk_total / 20).min(FLOOR_MAX_DEFAULT)
+/// How much a file system keeps free if nobody said so. On a disk that is nearly full it is no more than half of
+/// what is left for the cache, with the `held` bytes that the cache has there already.
+pub(crate) fn floor_on(disk_total: u64, disk_free: u64, held: u64) -> u64 {
+    (disk_total / 20).min(FLOOR_MAX_DEFAULT).min(disk_free.saturating_add(held) / 2)
 }
 
 /// Refuses what the machine does not have, or may not lock. `least` is how much there must be for what the cache has
@@ -653,7 +654,8 @@ mod tests {
     #[test]
     fn the_disk_decides_depth_and_floor() {
         assert_eq!((depth_on(Some(true)), depth_on(Some(false)), depth_on(None)), (2, 8, 8));
-        assert_eq!((floor_on(20 * GIB), floor_on(1 << 50)), (GIB, 8 * GIB));
+        assert_eq!((floor_on(20 * GIB, 9 * GIB, 0), floor_on(1 << 50, 1 << 49, 0)), (GIB, 8 * GIB));
+        assert_eq!(floor_on(1 << 50, 3 * GIB, GIB), 2 * GIB, "a full disk still takes loads");
     }
 
     #[test]

@@ -300,8 +300,8 @@ fn room(
     is_spindle: bool,
 ) -> Finding {
     const NAME: &str = "space";
-    let floor = floor.unwrap_or_else(|| floor_on(device.room.total));
     let free = device.room.free;
+    let floor = floor.unwrap_or_else(|| floor_on(device.room.total, free, 0));
     let percent_free = free as u128 * 100 / u128::from(device.room.total.max(1));
     let found = format!(
         "{} of {} are free ({} %), {} of them stay free",

@@ -135,8 +135,9 @@ impl Spindle {
     ) -> Result<Result<(), ConfigError>, DiskError> {
         let space = self.impellers.run(Op::Space { path: self.folder.clone() }, None)?.into_space();
         self.room.saw(space.bytes_free);
-        let capacity = config.capacity_on(space.bytes_free / sharers, self.room.counts().used);
-        let floor = floor.unwrap_or_else(|| floor_on(space.bytes_total));
+        let held = self.room.counts().used;
+        let capacity = config.capacity_on(space.bytes_free / sharers, held);
+        let floor = floor.unwrap_or_else(|| floor_on(space.bytes_total, space.bytes_free, held));
         Ok(capacity.map(|capacity| self.room.limit(capacity, floor)))
     }
 
