@@ -36,12 +36,71 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Recovering {
     /// Set once, at the end.
     report: OnceLock<RecoveryReport>,
-    /// Keys that somebody has asked for meanwhile; whether they were read.
-    asked: Mutex<HashMap<Key, bool>>,
+    asked: Mutex<Asked>,
     changed: Condvar,
     /// Set by the cache's end; read between two batches.
     stop: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Which keys somebody has asked for before the reading came to them.
+#[derive(Default)]
+struct Asked {
+    /// Whether what the disks have of it was found out.
+    keys: HashMap<Key, bool>,
+    /// The reading has entered what it found: from here on the table knows all there is.
+    is_over: bool,
+}
+
+/// What somebody who asks for a key does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Nothing: the table knows it, if the disks do.
+    Known,
+    /// Wait: somebody else is reading it.
+    Others,
+    /// Read it.
+    Own,
+}
+
+impl Asked {
+    fn ask(&mut self, key: &Key) -> Turn {
+        match self.keys.get(key) {
+            _ if self.is_over => Turn::Known,
+            Some(true) => Turn::Known,
+            Some(false) => Turn::Others,
+            None => {
+                self.keys.insert(key.clone(), false);
+                Turn::Own
+            }
+        }
+    }
+
+    /// Says whether what was read by whoever had the turn counts. If the long reading has come before, it has entered the key, and
+    /// much may have happened to it since.
+    fn found(&mut self, key: &Key) -> bool {
+        if !self.is_over {
+            self.keys.insert(key.clone(), true);
+        }
+        !self.is_over
+    }
+
+    /// Whoever had the turn could not find out. Says whether the key is known all the same.
+    fn give_up(&mut self, key: &Key) -> bool {
+        self.keys.remove(key);
+        self.is_over
+    }
+
+    /// Whether the reading enters what it has found of a key: not if somebody was quicker. Who still reads it has touched
+    /// nothing, and comes too late.
+    fn enters(&self, key: &Key) -> bool {
+        self.keys.get(key) != Some(&true)
+    }
+
+    fn end(&mut self) {
+        self.keys = HashMap::new();
+        self.is_over = true;
+    }
 }
 
 /// What the reading fills. Not the cache itself, which may go meanwhile.
@@ -107,29 +166,28 @@ impl Recovering {
         let _watches = patience.watch(&Waker::from(self.clone()));
         let mut asked = lock(&self.asked);
         loop {
-            match asked.get(key) {
-                _ if self.is_over() => return true,
-                Some(true) => return true,
-                Some(false) if patience.check().is_err() => return false,
-                Some(false) => asked = self.wait_for_change(asked, patience),
-                None => break,
+            match asked.ask(key) {
+                Turn::Known => return true,
+                Turn::Others if patience.check().is_err() => return false,
+                Turn::Others => asked = self.wait_for_change(asked, patience),
+                Turn::Own => break,
             }
         }
-        asked.insert(key.clone(), false);
         drop(asked);
         let found = find(&target.spindles, key, patience.deadline);
         let mut asked = lock(&self.asked);
-        let is_known = found.is_some();
-        match found {
+        let is_known = match found {
             Some(found) => {
-                if let Some(manifest) = found {
+                if asked.found(key)
+                    && let Some(manifest) = found
+                {
                     let entry = || Arc::new(Entry::new(key.clone(), Some(manifest), target.runner.clone()));
                     lock(&target.entries).entry(key, entry);
                 }
-                asked.insert(key.clone(), true);
+                true
             }
-            None => _ = asked.remove(key),
-        }
+            None => asked.give_up(key),
+        };
         drop(asked);
         self.changed.notify_all();
         is_known
@@ -140,19 +198,19 @@ impl Recovering {
         let Some(recovered) = recovered else { return RecoveryReport::default() };
         target.next_load.fetch_max(recovered.next_load, Ordering::Relaxed);
         target.events.found(recovered.report.kept);
-        let asked = lock(&self.asked);
+        let mut asked = lock(&self.asked);
         let mut table = lock(&target.entries);
         for (key, manifest) in recovered.slices {
-            if !asked.contains_key(&key) {
+            if asked.enters(&key) {
                 table.enter(Arc::new(Entry::new(key, Some(manifest), target.runner.clone())));
             }
         }
+        asked.end();
         recovered.report
     }
 
     fn end(&self, report: RecoveryReport) {
-        let mut asked = lock(&self.asked);
-        asked.clear();
+        let asked = lock(&self.asked);
         let _ = self.report.set(report);
         drop(asked);
         self.changed.notify_all();
@@ -177,9 +235,9 @@ impl Recovering {
 
     fn wait_for_change<'a>(
         &self,
-        asked: MutexGuard<'a, HashMap<Key, bool>>,
+        asked: MutexGuard<'a, Asked>,
         patience: &Patience,
-    ) -> MutexGuard<'a, HashMap<Key, bool>> {
+    ) -> MutexGuard<'a, Asked> {
         match patience.deadline {
             None => self.changed.wait(asked).unwrap_or_else(PoisonError::into_inner),
             Some(deadline) => {
@@ -200,4 +258,43 @@ impl Wake for Recovering {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        "d/v@1#0".parse().unwrap()
+    }
+
+    #[test]
+    fn a_key_is_read_once() {
+        let mut asked = Asked::default();
+        assert_eq!([asked.ask(&key()), asked.ask(&key())], [Turn::Own, Turn::Others]);
+        assert!(asked.found(&key()));
+        assert_eq!(asked.ask(&key()), Turn::Known);
+        assert!(!asked.enters(&key()), "it may have been flushed since");
+    }
+
+    #[test]
+    fn a_key_that_could_not_be_read_is_read_by_the_next_one() {
+        let mut asked = Asked::default();
+        assert_eq!(asked.ask(&key()), Turn::Own);
+        assert!(!asked.give_up(&key()));
+        assert!(asked.enters(&key()));
+        assert_eq!(asked.ask(&key()), Turn::Own);
+    }
+
+    /// Otherwise nobody would enter it, and the slice would be hidden until the next start.
+    #[test]
+    fn a_key_that_is_still_being_read_at_the_end_is_entered_by_the_reading() {
+        let mut asked = Asked::default();
+        assert_eq!(asked.ask(&key()), Turn::Own);
+        assert!(asked.enters(&key()));
+        asked.end();
+        assert_eq!(asked.ask(&key()), Turn::Known);
+        assert!(!asked.found(&key()), "what was read early counts no more");
+        assert!(asked.give_up(&key()), "who was late finds it in the table");
+    }
 }
