@@ -693,6 +693,9 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
+        if let Some(lease) = self.core.lease_at_once(&self.entry, options) {
+            return Ok(lease);
+        }
         let (meter, begun) = (&self.core.events.meter, Instant::now());
         let leased = self.lease_uncounted(options, patience);
         match &leased {
@@ -728,7 +731,7 @@ impl Snap {
                 match open_stream(&self.core, &manifest, options.deadline) {
                     Ok(slice) => {
                         let held = Held::new(self.entry.clone(), slice.fingerprint, None);
-                        let lease = Lease::streamed(slice, held, self.core.scan_threads.clone());
+                        let lease = Lease::streamed(slice, held);
                         return Ok((lease, |meter| &meter.stream_leases));
                     }
                     // Flush and reslice do not wait for who opens files: then it is another slice, or none.
@@ -764,7 +767,7 @@ impl Snap {
                         }
                         self.core.events.tell(|| Event::HotLeased { key: self.entry.key.clone() });
                     }
-                    return Ok((Lease::in_memory(hot, held, self.core.scan_threads.clone()), tier));
+                    return Ok((Lease::in_memory(hot, held), tier));
                 }
                 Reply::Other(Answer::Again) if self.entry.is_gone() => {
                     return self.anew().lease_uncounted(options, patience);
@@ -1007,7 +1010,7 @@ pub(crate) fn is_evicted(answer: Answer) -> bool {
 
 pub(crate) fn status(entry: &Entry) -> SnapStatus {
     let now = entry.now();
-    let leases = entry.held().len();
+    let leases = entry.desk.held_count() as usize;
     let (state, durable, unsaved, pinned, version) = entry.desk.look(|snap| {
         (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
     });
@@ -1071,7 +1074,14 @@ impl CacheCore {
         let budget =
             MemoryBudget::new(memory - pieces - streams - scratch, buffers - pieces).with_paging(paging);
         let warmth = Arc::new(Warmth::new(spindles.len(), residence, sigbus_guard, verify, budget.clone()));
-        let runner = Arc::new(Runner::new(&spindles, &warmth, budget.clone(), events.clone(), limits));
+        let runner = Arc::new(Runner::new(
+            &spindles,
+            &warmth,
+            budget.clone(),
+            events.clone(),
+            scan_threads.clone(),
+            limits,
+        ));
         let (reaper, cores) =
             (warmth.reaper.inbox(), std::thread::available_parallelism().map_or(1, usize::from));
         CacheCore {
@@ -1126,6 +1136,17 @@ impl CacheCore {
     /// Waits until what is on the disks was read.
     pub(crate) fn wait_for_recovery(&self, patience: &Patience) -> Option<&RecoveryReport> {
         self.recovering.wait(patience)
+    }
+
+    /// A lease on what is in memory, if there is nothing else to be done for it. It counts as one that took no time.
+    fn lease_at_once(&self, entry: &Arc<Entry>, options: &LeaseOptions) -> Option<Lease> {
+        if options.refresh || options.reading == Reading::Stream || self.verify == Verify::Always {
+            return None;
+        }
+        let lease = Lease::at_once(entry, options.want)?;
+        self.events.meter.leases_at_once.one();
+        self.events.tell(|| Event::HotLeased { key: entry.key.clone() });
+        Some(lease)
     }
 
     /// Whether a slice that is on the disk is read from there by each scan.

@@ -5,6 +5,7 @@ pub(crate) mod access;
 pub(crate) mod commit;
 pub(crate) mod desk;
 pub(crate) mod entry;
+pub(crate) mod holders;
 pub(crate) mod hot;
 pub(crate) mod manifest;
 #[expect(unreachable_pub, reason = "of what is folded only the summary is public")]

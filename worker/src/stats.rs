@@ -17,6 +17,7 @@ use crate::stats::wait_times::WaitTimes;
 
 pub(crate) mod meter;
 pub(crate) mod recorder;
+pub(crate) mod spread;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wait_times;

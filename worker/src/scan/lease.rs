@@ -166,15 +166,14 @@ pub enum RegionError {
 pub struct Lease {
     slice: Leased,
     /// After the slice: what is given back is not held any more.
-    _held: Arc<Held>,
-    pub(crate) threads: Arc<ScanThreads>,
+    held: Arc<Held>,
 }
 
 /// Tells the entry when the last clone of a lease is dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
     entry: Arc<Entry>,
-    number: u64,
+    number: u32,
     /// What it keeps in memory, if it is not streamed.
     version: Option<Version>,
 }
@@ -183,6 +182,11 @@ impl Held {
     pub(crate) fn new(entry: Arc<Entry>, fingerprint: Fingerprint, version: Option<Version>) -> Arc<Held> {
         let number = entry.hold(fingerprint);
         Arc::new(Held { entry, number, version })
+    }
+
+    /// One that was entered already.
+    fn entered(entry: Arc<Entry>, number: u32, version: Version) -> Arc<Held> {
+        Arc::new(Held { entry, number, version: Some(version) })
     }
 }
 
@@ -225,12 +229,23 @@ pub struct RegionHandle {
 }
 
 impl Lease {
-    pub(crate) fn in_memory(slice: Arc<HotSlice>, held: Arc<Held>, threads: Arc<ScanThreads>) -> Lease {
-        Lease { slice: Leased::Memory(slice), _held: held, threads }
+    pub(crate) fn in_memory(slice: Arc<HotSlice>, held: Arc<Held>) -> Lease {
+        Lease { slice: Leased::Memory(slice), held }
     }
 
-    pub(crate) fn streamed(slice: Arc<StreamSlice>, held: Arc<Held>, threads: Arc<ScanThreads>) -> Lease {
-        Lease { slice: Leased::Stream(slice), _held: held, threads }
+    pub(crate) fn streamed(slice: Arc<StreamSlice>, held: Arc<Held>) -> Lease {
+        Lease { slice: Leased::Stream(slice), held }
+    }
+
+    /// One on what is in memory, if it can be had without waiting for anything.
+    pub(crate) fn at_once(entry: &Arc<Entry>, want: Want) -> Option<Lease> {
+        let (number, version, slice) = entry.lease_at_once(want)?;
+        Some(Lease::in_memory(slice, Held::entered(entry.clone(), number, version)))
+    }
+
+    /// The threads that scan it.
+    pub(crate) fn threads(&self) -> &ScanThreads {
+        self.held.entry.scan_threads()
     }
 
     /// The slice.
@@ -289,7 +304,7 @@ impl Lease {
                 Leased::Memory(slice) => Region::Memory(slice.regions[n].clone()),
                 Leased::Stream(slice) => Region::Stream(slice.regions[n].clone()),
             };
-            let core = self.threads.core_of(region.index());
+            let core = self.threads().core_of(region.index());
             Partition { region, key: self.key().clone(), core, part: (0, 1) }
         })
     }

@@ -370,7 +370,8 @@ where
                 running -= 1;
                 let Some(JobPanicked { message, .. }) = panicked else { continue };
                 // The fold catches its panics; this one came from what the closure or its value dropped.
-                let n = (0..indexes.len()).find(|&n| thread_of(indexes[n], lease.threads.count()) == thread);
+                let n =
+                    (0..indexes.len()).find(|&n| thread_of(indexes[n], lease.threads().count()) == thread);
                 let index = n.map_or(0, |n| indexes[n]);
                 (0, Err(ScanError::Panicked { key: key.clone(), index, message }))
             }
@@ -396,7 +397,7 @@ where
     if let Some(error) = failed {
         return Err(error);
     }
-    let seats = lease.threads.pool().map_or(&[][..], |pool| pool.seats());
+    let seats = lease.threads().pool().map_or(&[][..], |pool| pool.seats());
     let pinned = threads_used.iter().filter(|&&thread| seats[thread].core.is_some()).count();
     // Every region has one, or the scan has failed.
     let regions = regions.into_iter().flatten().collect();
@@ -414,7 +415,7 @@ where
     if shared.partitions.is_empty() {
         return Ok(0);
     }
-    let pool = lease.threads.pool().map_err(no_threads)?;
+    let pool = lease.threads().pool().map_err(no_threads)?;
     let mut used = vec![shared.steal; pool.threads()];
     for partition in &shared.partitions {
         used[thread_of(partition.index(), pool.threads())] = true;

@@ -9,12 +9,19 @@
 //! The lock is held for memory work only. What a decision asks for is done by the caller after it, and what memory it
 //! lets go is dropped after it, since that may unmap gigabytes. `M` is what a version has in memory: the decider does
 //! not know it, the desk only keeps it.
+//!
+//! A lease on what is in memory is taken and given back under that lock alone, once each, and writes nothing that
+//! belongs to another snap: so threads that lease different snaps do not wait for each other's caches.
 
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use pelton_region_format::Fingerprint;
+
+use super::holders::{Holders, Usage};
 use super::state::{Answer, Command, Decider, SnapEvent, Version, WaiterId};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::cache::Want;
 use crate::scan::patience::Patience;
 
 /// The decider of one snap, for all threads.
@@ -26,6 +33,7 @@ pub(crate) struct Desk<M> {
 
 struct Inner<M> {
     decider: Decider,
+    holders: Holders,
     /// The snap's shares. A version is here from the event that brings its memory to the command that drops it.
     memory: Vec<(Version, Arc<M>)>,
     /// What those who wait have not fetched yet.
@@ -47,11 +55,12 @@ pub(crate) enum Reply<M> {
 }
 
 impl<M> Desk<M> {
-    /// A desk for a decider as it begins. An empty slice that was found has memory: that of no region.
-    pub(crate) fn new(decider: Decider, memory: Option<(Version, Arc<M>)>) -> Desk<M> {
+    /// A desk for a decider as it begins, at this moment. An empty slice that was found has memory: that of no region.
+    pub(crate) fn new(decider: Decider, memory: Option<(Version, Arc<M>)>, now_ms: u64) -> Desk<M> {
         let memory = memory.into_iter().collect();
         let inner = Inner {
             decider,
+            holders: Holders::new(now_ms),
             memory,
             answers: Vec::new(),
             wakers: Vec::new(),
@@ -159,13 +168,75 @@ impl<M> Desk<M> {
         self.decide(inner, now, event, None, begin);
     }
 
-    /// Gives a lease back. What was to be evicted, and goes with it, is returned.
-    pub(crate) fn release(&self, now: Duration, version: Version) -> Option<Arc<M>> {
-        let inner = self.lock();
+    /// A lease on what is in memory, if it can be had without waiting for anything. Its number comes with it.
+    pub(crate) fn lease_at_once(
+        &self,
+        want: Want,
+        since: Instant,
+        now_ms: u64,
+    ) -> Option<(u32, Version, Arc<M>)> {
+        let mut inner = self.lock();
+        let version = inner.decider.lease_at_once(want)?;
+        let number = inner.holders.hold(version.fingerprint, since, now_ms);
+        Some((number, version, inner.memory_of(version).clone()))
+    }
+
+    /// Enters a lease that was had otherwise. The number is for [`Desk::release`].
+    pub(crate) fn hold(&self, fingerprint: Fingerprint, since: Instant, now_ms: u64) -> u32 {
+        self.lock().holders.hold(fingerprint, since, now_ms)
+    }
+
+    /// Gives a lease back, with what it had in memory. What was to be evicted, and goes with it, is returned.
+    pub(crate) fn release(
+        &self,
+        now: impl FnOnce() -> Duration,
+        number: u32,
+        version: Option<Version>,
+    ) -> Option<Arc<M>> {
+        let mut inner = self.lock();
+        inner.holders.release(number);
+        self.give_back_locked(inner, now, version?)
+    }
+
+    /// Gives back a lease that was not entered.
+    pub(crate) fn give_back(&self, now: impl FnOnce() -> Duration, version: Version) -> Option<Arc<M>> {
+        self.give_back_locked(self.lock(), now, version)
+    }
+
+    /// The time is asked for only if something follows from it.
+    fn give_back_locked(
+        &self,
+        mut inner: MutexGuard<'_, Inner<M>>,
+        now: impl FnOnce() -> Duration,
+        version: Version,
+    ) -> Option<Arc<M>> {
+        if inner.decider.release_at_once(version) {
+            return None;
+        }
         let evicted = inner.decider.goes_with_last_lease(version).then(|| inner.memory_of(version).clone());
         let nothing = &mut |command| unreachable!("a dropped lease begins nothing: {command:?}");
-        self.decide(inner, now, SnapEvent::Released { version }, None, nothing);
+        self.decide(inner, now(), SnapEvent::Released { version }, None, nothing);
         evicted
+    }
+
+    /// All leases, each with the fingerprint of what it holds, and its beginning.
+    pub(crate) fn held(&self) -> Vec<(Fingerprint, Instant)> {
+        self.lock().holders.held()
+    }
+
+    /// How many leases there are.
+    pub(crate) fn held_count(&self) -> u32 {
+        self.lock().holders.count()
+    }
+
+    /// It was loaded or brought into memory.
+    pub(crate) fn arrived(&self, now_ms: u64) {
+        self.lock().holders.arrived(now_ms);
+    }
+
+    /// How much it is used.
+    pub(crate) fn usage(&self) -> Usage {
+        self.lock().holders.usage()
     }
 
     /// What is served from memory now. Whoever looks has no lease: it may cease to be served at any time.

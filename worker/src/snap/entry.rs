@@ -19,8 +19,10 @@ use crate::load::planning::Planning;
 use crate::load::running::{self, Offer, Running};
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
+use crate::scan::threads::ScanThreads;
 use crate::snap::commit::Commit;
 use crate::snap::desk::{Desk, Reply};
+use crate::snap::holders::Usage;
 use crate::snap::hot::HotSlice;
 use crate::snap::manifest::Manifest;
 use crate::snap::metrics::{LoadFacts, SliceMetrics};
@@ -29,7 +31,7 @@ use crate::snap::state::{Answer, Command, Decider, Form, SnapEvent, Version, Wai
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 use crate::spindle::pace::Pace;
-use crate::tender::{History, Reason};
+use crate::tender::Reason;
 
 /// One key's place in the cache.
 pub(crate) struct Entry {
@@ -37,7 +39,6 @@ pub(crate) struct Entry {
     pub(crate) desk: Desk<HotSlice>,
     runner: Arc<Runner>,
     facts: Mutex<Facts>,
-    holders: Mutex<Holders>,
 }
 
 /// What the decider's names stand for, and why things failed.
@@ -88,24 +89,6 @@ pub(crate) struct Debt {
     pub(crate) since: Instant,
 }
 
-/// The leases on the entry's slices, each with its beginning, and how often and when there were some.
-struct Holders {
-    next: u64,
-    held: BTreeMap<u64, (Fingerprint, Instant)>,
-    usage: Usage,
-}
-
-/// How much an entry is used. Times are milliseconds since the cache was opened.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Usage {
-    /// Its queries.
-    pub(crate) history: History,
-    /// When it was last loaded or brought into memory.
-    pub(crate) arrived_ms: u64,
-    /// Whether somebody holds a lease now, be it one that reads from the disk.
-    pub(crate) leased: bool,
-}
-
 impl Debt {
     /// Tells how the commit ended.
     pub(crate) fn pay(self, ended: Outcome) {
@@ -146,8 +129,9 @@ impl Entry {
     /// A key of which nothing is known, or whose manifest was found.
     pub(crate) fn new(key: Key, found: Option<Manifest>, runner: Arc<Runner>) -> Entry {
         let mut facts = Facts::default();
+        let now_ms = runner.now().as_millis() as u64;
         let desk = match found {
-            None => Desk::new(Decider::cold(runner.limits), None),
+            None => Desk::new(Decider::cold(runner.limits), None, now_ms),
             Some(manifest) => {
                 let version = manifest.version();
                 let is_empty = manifest.regions.is_empty();
@@ -156,13 +140,10 @@ impl Entry {
                 let memory = is_empty.then(|| (version, Arc::new(slice())));
                 facts.metrics = manifest.metrics;
                 facts.manifests.insert(version.load, Arc::new(manifest));
-                Desk::new(Decider::found(runner.limits, version, is_empty), memory)
+                Desk::new(Decider::found(runner.limits, version, is_empty), memory, now_ms)
             }
         };
-        let arrived_ms = runner.now().as_millis() as u64;
-        let usage = Usage { history: History::begin(arrived_ms), arrived_ms, leased: false };
-        let holders = Mutex::new(Holders { next: 0, held: BTreeMap::new(), usage });
-        Entry { key, desk, runner, facts: Mutex::new(facts), holders }
+        Entry { key, desk, runner, facts: Mutex::new(facts) }
     }
 
     /// What the decider does not know, for a look or a short change.
@@ -406,12 +387,11 @@ impl Entry {
 
     /// How much it is used.
     pub(crate) fn usage(&self) -> Usage {
-        let holders = self.holders();
-        Usage { leased: !holders.held.is_empty(), ..holders.usage }
+        self.desk.usage()
     }
 
     fn arrived(&self) {
-        self.holders().usage.arrived_ms = self.now().as_millis() as u64;
+        self.desk.arrived(self.now().as_millis() as u64);
     }
 
     /// For how long nobody has asked for it: since the last query, or else since it was loaded. Unknown of what an
@@ -457,41 +437,50 @@ impl Entry {
         self.desk.look(|snap| snap.is_blank(now))
     }
 
-    /// One lease more. The number is for [`release`](Entry::release).
-    pub(crate) fn hold(&self, fingerprint: Fingerprint) -> u64 {
-        let mut holders = self.holders();
-        let number = holders.next;
-        holders.next += 1;
+    /// A lease on what is in memory, if it can be had without waiting for anything. Whoever takes it asks for the
+    /// time once, and writes nothing but what is the entry's.
+    pub(crate) fn lease_at_once(&self, want: Want) -> Option<(u32, Version, Arc<HotSlice>)> {
         let now = Instant::now();
-        holders.held.insert(number, (fingerprint, now));
-        let now_ms = now.saturating_duration_since(self.runner.opened).as_millis() as u64;
-        holders.usage.history.query(now_ms);
-        number
+        self.desk.lease_at_once(want, now, self.ms_of(now))
+    }
+
+    /// One lease more, that was waited for. The number is for [`release`](Entry::release).
+    pub(crate) fn hold(&self, fingerprint: Fingerprint) -> u32 {
+        let now = Instant::now();
+        self.desk.hold(fingerprint, now, self.ms_of(now))
     }
 
     /// A lease is given back.
-    pub(crate) fn release(&self, number: u64, version: Option<Version>) {
-        self.holders().held.remove(&number);
-        if let Some(version) = version {
-            self.give_back(version);
+    pub(crate) fn release(&self, number: u32, version: Option<Version>) {
+        if let Some(slice) = self.desk.release(|| self.now(), number, version) {
+            self.evicted(slice.bytes(), None);
         }
     }
 
     /// A lease is given back that the cache took for itself: no query, and not one of [`held`](Entry::held).
     pub(crate) fn give_back(&self, version: Version) {
-        if let Some(slice) = self.desk.release(self.now(), version) {
+        if let Some(slice) = self.desk.give_back(|| self.now(), version) {
             self.evicted(slice.bytes(), None);
         }
     }
 
     /// All leases, each with the fingerprint of what it holds, and its beginning.
     pub(crate) fn held(&self) -> Vec<(Fingerprint, Instant)> {
-        self.holders().held.values().copied().collect()
+        self.desk.held()
     }
 
     /// Whether somebody has a lease.
     pub(crate) fn is_held(&self) -> bool {
-        !self.holders().held.is_empty()
+        self.desk.held_count() > 0
+    }
+
+    /// The scan threads of the cache.
+    pub(crate) fn scan_threads(&self) -> &Arc<ScanThreads> {
+        &self.runner.scan_threads
+    }
+
+    fn ms_of(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.runner.opened).as_millis() as u64
     }
 
     /// The moment for the decider.
@@ -502,10 +491,6 @@ impl Entry {
     /// Where what happens to it is told.
     pub(crate) fn events(&self) -> &EventHub {
         &self.runner.events
-    }
-
-    fn holders(&self) -> MutexGuard<'_, Holders> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn beginning(self: &Arc<Self>) -> impl FnMut(Command) + '_ {
@@ -543,7 +528,7 @@ mod tests {
     #[test]
     fn who_watches_for_an_answer_is_woken_once_when_it_comes_or_is_there() {
         let now = Duration::ZERO;
-        let desk = Desk::new(Decider::cold(Limits::default()), None);
+        let desk = Desk::new(Decider::cold(Limits::default()), None, 0);
         let version = Version { load: 1, fingerprint: Fingerprint::from_bytes([1; 32]) };
         let nothing = &mut |command| assert_eq!(command, Command::StartCommit(version));
         let write = |waiter| SnapEvent::Write { waiter, version };

@@ -20,6 +20,7 @@ use crate::cache::close::{Commits, UnderWay};
 use crate::events::{Event, EventHub, reason};
 use crate::load::running;
 use crate::scan::patience::Patience;
+use crate::scan::threads::ScanThreads;
 use crate::snap::commit::{CommitError, remove_manifest, remove_regions};
 use crate::snap::entry::{Cargo, Debt, Entry};
 use crate::snap::manifest::Manifest;
@@ -41,6 +42,8 @@ pub(crate) struct Runner {
     spindles: Vec<Weak<Spindle>>,
     warmth: Weak<Warmth>,
     budget: MemoryBudget,
+    /// Here leases find them, which thereby keep them.
+    pub(crate) scan_threads: Arc<ScanThreads>,
     lanes: AtomicU64,
     /// What the deciders' times count from.
     pub(crate) opened: Instant,
@@ -52,6 +55,7 @@ impl Runner {
         warmth: &Arc<Warmth>,
         budget: MemoryBudget,
         events: Arc<EventHub>,
+        scan_threads: Arc<ScanThreads>,
         limits: Limits,
     ) -> Runner {
         Runner {
@@ -63,6 +67,7 @@ impl Runner {
             spindles: spindles.iter().map(Arc::downgrade).collect(),
             warmth: Arc::downgrade(warmth),
             budget,
+            scan_threads,
             lanes: AtomicU64::new(0),
             opened: Instant::now(),
         }

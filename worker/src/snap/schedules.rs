@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex as UnseenMutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pelton_region_format::Fingerprint;
 use shuttle::rand::{Rng, thread_rng};
@@ -15,6 +15,7 @@ use shuttle::thread::{self, JoinHandle};
 
 use self::desk::{Desk, Reply};
 use self::sync::Arc;
+use super::holders;
 use super::state::{self, Answer, Command, Decider, Form, Limits, SnapEvent, SnapState, Version, WaiterId};
 use crate::cache::Want;
 use crate::scan::patience::Patience;
@@ -85,7 +86,7 @@ impl World {
             }
             false => Decider::cold(Limits::default()),
         };
-        World { desk: Arc::new(Desk::new(decider, None)), outside }
+        World { desk: Arc::new(Desk::new(decider, None, 0)), outside }
     }
 
     fn fresh(&self, number: u8) -> Version {
@@ -184,6 +185,12 @@ impl World {
         let wanted = thread_rng().gen_range(0..3u8).checked_sub(1);
         let want = wanted.map_or(Want::Latest, |number| Want::Fingerprint(fingerprint(number)));
         let begin = &mut |command| self.begin(command);
+        let since = Instant::now();
+        if thread_rng().gen_bool(0.5)
+            && let Some((number, version, bytes)) = self.desk.lease_at_once(want, since, 0)
+        {
+            return self.scan_leased(wanted, number, version, bytes);
+        }
         loop {
             let offer = thread_rng().gen_bool(0.7).then(|| self.fresh(wanted.unwrap_or(0)));
             let reply = self.desk.ask_later(NOW, |waiter| SnapEvent::Lease { waiter, want, offer }, begin);
@@ -195,21 +202,27 @@ impl World {
             });
             match reply {
                 Reply::Lease(version, bytes) => {
-                    self.outside.leases.fetch_add(1, Ordering::Relaxed);
-                    assert_eq!(bytes.fingerprint, version.fingerprint);
-                    assert!(wanted.is_none_or(|number| bytes.fingerprint == fingerprint(number)));
-                    thread::yield_now();
-                    if thread_rng().gen_bool(0.1) {
-                        self.report(SnapEvent::Damaged { version });
-                    }
-                    drop(self.desk.release(NOW, version));
-                    return;
+                    let number = self.desk.hold(version.fingerprint, since, 0);
+                    return self.scan_leased(wanted, number, version, bytes);
                 }
                 // Too late with its number: with a new one it goes on. If the snap is gone, another one is asked.
                 Reply::Other(Answer::Again) if self.desk.look(|snap| snap.state(NOW)) != SnapState::Gone => {}
                 Reply::Other(_) => return,
             }
         }
+    }
+
+    fn scan_leased(&self, wanted: Option<u8>, number: u32, version: Version, bytes: Arc<Bytes>) {
+        self.outside.leases.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(bytes.fingerprint, version.fingerprint);
+        assert!(wanted.is_none_or(|number| bytes.fingerprint == fingerprint(number)));
+        thread::yield_now();
+        assert!(self.desk.held().iter().any(|(held, _)| *held == version.fingerprint));
+        if thread_rng().gen_bool(0.1) {
+            self.report(SnapEvent::Damaged { version });
+        }
+        drop(bytes);
+        drop(self.desk.release(|| NOW, number, Some(version)));
     }
 
     fn ask(&self, ask: impl FnOnce(WaiterId) -> SnapEvent) -> Reply<Bytes> {
@@ -269,7 +282,7 @@ fn race() -> u64 {
     }
     world.report(SnapEvent::Close);
     world.join_all();
-    assert_eq!(world.desk.look(Decider::leases), 0);
+    assert_eq!((world.desk.look(Decider::leases), world.desk.held_count()), (0, 0));
     assert_eq!(world.outside.in_memory.load(Ordering::Relaxed), 0, "memory is left after the close");
     world.outside.leases.load(Ordering::Relaxed)
 }

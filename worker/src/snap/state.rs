@@ -397,6 +397,30 @@ impl Decider {
         self.check();
     }
 
+    /// A lease, if it can be had of what is in memory, with nothing following from it. It does what the event does
+    /// then, at a fraction of the cost: this is the way that queries go again and again.
+    pub(crate) fn lease_at_once(&mut self, want: Want) -> Option<Version> {
+        if self.life != Life::Open {
+            return None;
+        }
+        let want = wanted(want);
+        let hot = self.hot.as_mut().filter(|hot| !hot.broken && does(want, hot.version))?;
+        hot.leaving = false;
+        hot.leases += 1;
+        Some(hot.version)
+    }
+
+    /// Takes a lease back, if nothing follows from that, and says whether it did. It does what the event does then.
+    pub(crate) fn release_at_once(&mut self, version: Version) -> bool {
+        let Some(hot) = self.hot.as_mut().filter(|hot| hot.version == version) else { return false };
+        let is_last = hot.leases <= 1;
+        if is_last && (hot.leaving || hot.broken || self.life != Life::Open) {
+            return false;
+        }
+        hot.leases = hot.leases.checked_sub(1).expect("who releases has a lease");
+        true
+    }
+
     /// What it is for users. A failure heals with time.
     pub(crate) fn state(&self, now: Duration) -> SnapState {
         match &self.hot {
@@ -524,10 +548,7 @@ impl Decider {
         offer: Option<Version>,
         commands: &mut Vec<Command>,
     ) {
-        let want = match want {
-            Want::Latest => None,
-            Want::Fingerprint(fingerprint) => Some(fingerprint),
-        };
+        let want = wanted(want);
         let offer = offer.filter(|offer| does(want, *offer));
         match self.decide(now, want, offer, commands) {
             Ok(answer) => commands.push(Command::Answer(id, answer)),
@@ -1011,6 +1032,13 @@ impl Decider {
         debug_assert!(self.warming.is_none() || self.warming == named, "{self:?}");
         debug_assert!(self.old.iter().all(|old| old.leases > 0), "{self:?}");
         debug_assert!(self.life == Life::Open || self.waiters.is_empty(), "{self:?}");
+    }
+}
+
+fn wanted(want: Want) -> Wanted {
+    match want {
+        Want::Latest => None,
+        Want::Fingerprint(fingerprint) => Some(fingerprint),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::spindle::engine::OpKind;
 use crate::spindle::health::HealthState;
 use crate::stats::recorder::{Figure, Kind, Registrar};
+use crate::stats::spread::SpreadSum;
 use crate::stats::wait_times::WaitMeter;
 use crate::stats::{
     CacheStats, LeaseStats, LeftStats, LoadStats, MemoryStats, OpStats, ScrubStats, SpindleStats, WaitStats,
@@ -42,6 +43,35 @@ impl Count {
 
     pub(crate) fn value(&self) -> u64 {
         self.value.load(Ordering::Relaxed)
+    }
+}
+
+/// Hot leases that took no time: counted as often as queries come, so each thread has a place of its own for it.
+pub(crate) struct AtOnce {
+    sum: SpreadSum,
+    /// As leases, and as times: those of the others.
+    #[cfg(feature = "metrics")]
+    twins: (metrics::Counter, metrics::Histogram),
+}
+
+impl AtOnce {
+    fn beside(leases: &Count, waits: &WaitMeter) -> AtOnce {
+        #[cfg(not(feature = "metrics"))]
+        let _ = (leases, waits);
+        AtOnce {
+            sum: SpreadSum::default(),
+            #[cfg(feature = "metrics")]
+            twins: (leases.twin.clone(), waits.twin.clone()),
+        }
+    }
+
+    pub(crate) fn one(&self) {
+        self.sum.add(1);
+        #[cfg(feature = "metrics")]
+        {
+            self.twins.0.increment(1);
+            self.twins.1.record(0.0);
+        }
     }
 }
 
@@ -153,6 +183,8 @@ impl OpMeter {
 
 /// The counters of one cache.
 pub(crate) struct Meter {
+    pub(crate) leases_at_once: AtOnce,
+    /// The other hot ones.
     pub(crate) hot_leases: Count,
     pub(crate) warm_leases: Count,
     pub(crate) stream_leases: Count,
@@ -210,14 +242,16 @@ impl Meter {
             took: registrar.waits(took),
         };
         let left = |slices: &Figure, bytes: &Figure| Left { slices: count(slices), bytes: count(bytes) };
+        let (hot_leases, lease_waits) = (tier("hot"), registrar.waits(&LEASE_WAIT));
         Meter {
-            hot_leases: tier("hot"),
+            leases_at_once: AtOnce::beside(&hot_leases, &lease_waits),
+            hot_leases,
             warm_leases: tier("warm"),
             stream_leases: tier("stream"),
             cold_leases: tier("cold"),
             missed_leases: outcome(&LEASES_REFUSED, "missed"),
             failed_leases: outcome(&LEASES_REFUSED, "failed"),
-            lease_waits: registrar.waits(&LEASE_WAIT),
+            lease_waits,
             begun_loads: count(&LOADS_BEGUN),
             failed_loads: outcome(&LOADS, "failed"),
             cancelled_loads: outcome(&LOADS, "cancelled"),
@@ -254,9 +288,10 @@ impl Meter {
         spindles: Vec<SpindleStats>,
     ) -> CacheStats {
         self.levels.tell(&memory, &spindles);
+        let at_once = self.leases_at_once.sum.value();
         CacheStats {
             leases: LeaseStats {
-                hot: self.hot_leases.value(),
+                hot: at_once + self.hot_leases.value(),
                 warm: self.warm_leases.value(),
                 stream: self.stream_leases.value(),
                 cold: self.cold_leases.value(),
@@ -286,7 +321,7 @@ impl Meter {
             memory,
             spindles,
             waits: WaitStats {
-                lease: self.lease_waits.times(),
+                lease: self.lease_waits.times().with_instant(at_once),
                 load: self.load_waits.times(),
                 warm: self.warmings.took.times(),
                 commit: self.commits.took.times(),

@@ -22,6 +22,18 @@ pub struct WaitTimes {
 }
 
 impl WaitTimes {
+    /// The same, and so many more that took no time.
+    pub(super) fn with_instant(mut self, count: u64) -> WaitTimes {
+        if count > 0 {
+            self.count += count;
+            match self.steps.first_mut() {
+                Some(first) => *first += count,
+                None => self.steps.push(count),
+            }
+        }
+        self
+    }
+
     /// What the given part of them, 0.5 or 0.99 say, did not exceed: the end of its step. Nothing without any.
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let total: u64 = self.steps.iter().sum();
