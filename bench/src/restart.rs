@@ -81,12 +81,18 @@ impl Bench for RestartBench {
             FirstLease::new(&spindle)
         })?;
         let leases = self.folder.join("restart-leases");
-        frame.case(case("lease, release", "30 additions", 1.0, true), || {
-            Leases::new(&leases, self.leases, 1)
-        })?;
-        frame.case(case("lease, release: 2 threads", "30 additions", 0.9, false), || {
-            Leases::new(&leases, self.leases, 2)
-        })
+        for (name, threads, by_key) in [
+            ("lease, release", 1, false),
+            ("lease, release: 2 threads", 2, false),
+            ("lease by key, release", 1, true),
+            ("lease by key, release: 2 threads", 2, true),
+        ] {
+            let goal = if threads == 1 { 1.0 } else { 0.9 };
+            frame.case(case(name, "30 additions", goal, threads == 1), || {
+                Leases::new(&leases, self.leases, threads, by_key)
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -333,13 +339,15 @@ struct Alone(AtomicU64);
 
 /// Each thread has a snap of its own.
 struct Leases {
-    _cache: Cache,
+    cache: Cache,
     snaps: Vec<Snap>,
     count: u64,
+    /// Through the cache, not through a snap that was looked up before.
+    by_key: bool,
 }
 
 impl Leases {
-    fn new(folder: &Path, count: u64, threads: u64) -> Result<Leases, Failure> {
+    fn new(folder: &Path, count: u64, threads: u64, by_key: bool) -> Result<Leases, Failure> {
         let cache = builder(folder).open()?;
         let mut snaps = Vec::new();
         for number in 0..threads {
@@ -347,7 +355,7 @@ impl Leases {
             load(&cache, &key, 4096)?;
             snaps.push(cache.snap(&key));
         }
-        Ok(Leases { _cache: cache, snaps, count })
+        Ok(Leases { cache, snaps, count, by_key })
     }
 }
 
@@ -396,7 +404,10 @@ impl Pair for Leases {
             side_by_side(&self.snaps, |snap| {
                 let mut leased = 0;
                 for _ in 0..self.count {
-                    let lease = snap.lease(Want::Latest, None)?;
+                    let lease = match self.by_key {
+                        true => self.cache.lease(snap.key(), Want::Latest, None)?,
+                        false => snap.lease(Want::Latest, None)?,
+                    };
                     leased += u64::from(lease.region_count() > 0);
                     drop(lease);
                 }

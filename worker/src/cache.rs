@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
@@ -13,7 +13,7 @@ use crate::budget::memory::{MemoryBudget, MemoryRefused};
 use crate::builder::{CacheBuilder, CacheError};
 use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
 use crate::cache::recovering::{Recovering, Target};
-use crate::cache::table::Table;
+use crate::cache::table::SharedTable;
 use crate::config::Verify;
 use crate::events::{Event, EventHub, Events, reason};
 use crate::load::Counts;
@@ -129,7 +129,7 @@ pub(crate) struct CacheCore {
     pub(crate) piece_bytes: usize,
     pub(crate) regions_default: u32,
     pub(crate) scan_threads: Arc<ScanThreads>,
-    entries: Arc<Mutex<Table>>,
+    table: SharedTable,
     epoch: u64,
     next_load: Arc<AtomicU64>,
     /// How many bytes a second the scrub may read, if there is one.
@@ -283,12 +283,6 @@ impl Cache {
         Snap { core: self.core.clone(), entry: self.core.entry(key) }
     }
 
-    fn snap_within(&self, key: &Key, deadline: Option<Instant>) -> Result<Snap, LeaseError> {
-        let entry = self.core.entry_within(key, &Patience::until(deadline));
-        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
-        Ok(Snap { core: self.core.clone(), entry })
-    }
-
     /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
     /// opened it waits until all manifests were read.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
@@ -335,7 +329,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease(&self, key: &Key, want: Want, deadline: Option<Instant>) -> Result<Lease, LeaseError> {
-        self.snap_within(key, deadline)?.lease(want, deadline)
+        self.lease_with(key, &LeaseOptions { want, deadline, ..LeaseOptions::default() })
     }
 
     /// Takes a lease on a slice whose regions are read as the options say.
@@ -343,7 +337,13 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
-        self.snap_within(key, options.deadline)?.lease_with(options)
+        let entry = self.core.entry_within(key, &Patience::until(options.deadline));
+        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
+        // Without a snap's handle on the cache: all who lease something would count on one place.
+        match self.core.lease_at_once(&entry, options) {
+            Some(lease) => Ok(lease),
+            None => Snap { core: self.core.clone(), entry }.lease_with(options),
+        }
     }
 
     /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
@@ -414,7 +414,7 @@ impl Cache {
     /// # Errors
     /// The kernel does not tell.
     pub fn memory(&self) -> std::io::Result<MemoryReport> {
-        let entries: Vec<Arc<Entry>> = self.core.lock_entries().entries().cloned().collect();
+        let entries = self.core.entries_now();
         let hot: Vec<Arc<HotSlice>> = entries.iter().filter_map(|entry| entry.desk.served()).collect();
         let counts = self.core.budget.counts();
         let (pieces, streams) = (self.core.pieces.counts(), self.core.streams.rings.counts());
@@ -439,7 +439,7 @@ impl Cache {
 
     /// All leases, the oldest first. A clone of a lease is the same one.
     pub fn leases(&self) -> Vec<LeaseStatus> {
-        let entries: Vec<Arc<Entry>> = self.core.lock_entries().entries().cloned().collect();
+        let entries = self.core.entries_now();
         let mut leases = Vec::new();
         for entry in entries {
             leases.extend(entry.held().into_iter().map(|(fingerprint, since)| LeaseStatus {
@@ -973,7 +973,7 @@ impl Snap {
         let is_erased = matches!(reply, Some(Reply::Other(Answer::Erased)));
         if is_erased {
             self.core.events.meter.erasures.one();
-            self.core.lock_entries().forget(&self.entry);
+            self.core.table.write().forget(&self.entry);
             self.core.events.tell(|| Event::Erased { key: self.entry.key.clone(), reason });
         }
         is_erased
@@ -992,7 +992,7 @@ impl Snap {
 
     /// The snap that stands for the key now: this one was erased.
     fn anew(&self) -> Snap {
-        self.core.lock_entries().forget(&self.entry);
+        self.core.table.write().forget(&self.entry);
         Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key) }
     }
 
@@ -1100,7 +1100,7 @@ impl CacheCore {
             budget,
             regions_default: scan_threads.count() as u32,
             scan_threads,
-            entries: Arc::new(Mutex::new(Table::new())),
+            table: SharedTable::new(),
             epoch,
             // Above what earlier starts have given to loads on spindles that are not here: nobody loads a thousand
             // slices a second for years.
@@ -1126,7 +1126,7 @@ impl CacheCore {
     fn target(&self) -> Target {
         Target {
             spindles: self.spindles.clone(),
-            entries: self.entries.clone(),
+            table: self.table.clone(),
             runner: self.runner.clone(),
             events: self.events.clone(),
             next_load: self.next_load.clone(),
@@ -1179,7 +1179,7 @@ impl CacheCore {
     fn close(&self, patience: &Patience) -> Result<(), CloseError> {
         self.closed.store(true, Ordering::Relaxed);
         self.scrub_stop.cancel();
-        let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
+        let entries = self.entries_now();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
         self.recovering.stop();
         self.stop_loaders();
@@ -1202,7 +1202,7 @@ impl CacheCore {
 
     /// Ends what loaders are at, and does not wait for it.
     fn stop_loaders(&self) {
-        let entries: Vec<Arc<Entry>> = self.lock_entries().entries().cloned().collect();
+        let entries = self.entries_now();
         entries.iter().for_each(Entry::stop_loaders);
     }
 
@@ -1213,7 +1213,7 @@ impl CacheCore {
 
     /// All entries there are now.
     pub(crate) fn entries_now(&self) -> Vec<Arc<Entry>> {
-        self.lock_entries().entries().cloned().collect()
+        self.table.read().entries().cloned().collect()
     }
 
     pub(crate) fn next_lane(&self) -> Lane {
@@ -1253,7 +1253,7 @@ impl CacheCore {
     /// say that they have nothing.
     fn entry_within(&self, key: &Key, patience: &Patience) -> Option<Arc<Entry>> {
         let is_known = self.recovering.is_over()
-            || self.lock_entries().has(key)
+            || self.table.read().find(key).is_some()
             || self.recovering.look_up(&self.target(), key, patience);
         if !is_known {
             self.recovering.wait(patience)?;
@@ -1266,7 +1266,7 @@ impl CacheCore {
             }
             entry
         };
-        Some(self.lock_entries().entry(key, new))
+        Some(self.table.entry(key, new))
     }
 
     /// Whether [`Cache::close`] was called.
@@ -1277,11 +1277,7 @@ impl CacheCore {
     /// What there is of the keys that match, in their order, once all manifests were read.
     pub(crate) fn entries(&self, pattern: &KeyPattern) -> Vec<Arc<Entry>> {
         self.wait_for_recovery(&Patience::default());
-        self.lock_entries().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect()
-    }
-
-    fn lock_entries(&self) -> MutexGuard<'_, Table> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.read().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect()
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use pelton_region_format::Key;
 
-use crate::cache::table::Table;
+use crate::cache::table::SharedTable;
 use crate::events::EventHub;
 use crate::scan::patience::Patience;
 use crate::snap::entry::Entry;
@@ -106,7 +106,7 @@ impl Asked {
 /// What the reading fills. Not the cache itself, which may go meanwhile.
 pub(crate) struct Target {
     pub(crate) spindles: Vec<Arc<Spindle>>,
-    pub(crate) entries: Arc<Mutex<Table>>,
+    pub(crate) table: SharedTable,
     pub(crate) runner: Arc<Runner>,
     pub(crate) events: Arc<EventHub>,
     pub(crate) next_load: Arc<AtomicU64>,
@@ -182,7 +182,7 @@ impl Recovering {
                     && let Some(manifest) = found
                 {
                     let entry = || Arc::new(Entry::new(key.clone(), Some(manifest), target.runner.clone()));
-                    lock(&target.entries).entry(key, entry);
+                    target.table.entry(key, entry);
                 }
                 true
             }
@@ -199,7 +199,7 @@ impl Recovering {
         target.next_load.fetch_max(recovered.next_load, Ordering::Relaxed);
         target.events.found(recovered.report.kept);
         let mut asked = lock(&self.asked);
-        let mut table = lock(&target.entries);
+        let mut table = target.table.write();
         for (key, manifest) in recovered.slices {
             if asked.enters(&key) {
                 table.enter(Arc::new(Entry::new(key, Some(manifest), target.runner.clone())));

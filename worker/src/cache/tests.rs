@@ -394,7 +394,7 @@ fn keys_of_which_nothing_is_known_leave_the_table() {
         assert!(matches!(nothing, Err(LeaseError::NotThere { .. })), "{nothing:?}");
         drop(cache.snap(&other(number)).open_for_writes(plan(WritePath::Direct)).unwrap());
     }
-    let count = cache.core.lock_entries().entries().count();
+    let count = cache.core.table.read().entries().count();
     assert!(count <= 64, "{count} entries are kept");
     assert!(Arc::ptr_eq(&held.entry, &cache.snap(&other(0)).entry), "somebody holds it");
     assert!(pinned.upgrade().is_some() && cache.snap(&other(1)).status().pinned);
