@@ -229,7 +229,7 @@ impl Commit {
             region_count: self.region_count,
             regions,
             spindles,
-            metrics: self.metrics,
+            metrics: Some(Box::new(self.metrics)),
         };
         self.sync_folders(all)
             .and_then(|()| write_manifest(&home, &manifest))

@@ -41,8 +41,6 @@ struct Inner<M> {
     /// Of those who wait for something else meanwhile.
     wakers: Vec<(WaiterId, Waker)>,
     next_waiter: u64,
-    /// Kept, so that an event costs no allocation.
-    commands: Vec<Command>,
 }
 
 /// An answer, with what comes with it.
@@ -65,7 +63,6 @@ impl<M> Desk<M> {
             answers: Vec::new(),
             wakers: Vec::new(),
             next_waiter: 0,
-            commands: Vec::new(),
         };
         Desk { inner: Mutex::new(inner), answered: Condvar::new() }
     }
@@ -262,9 +259,9 @@ impl<M> Desk<M> {
     ) -> Option<Reply<M>> {
         let (mut own, mut others) = (None, false);
         let (mut dropped, mut work, mut woken) = (Vec::new(), Vec::new(), Vec::new());
-        let mut commands = std::mem::take(&mut inner.commands);
+        let mut commands = Vec::new();
         inner.decider.on(now, event, &mut commands);
-        for command in commands.drain(..) {
+        for command in commands {
             match command {
                 Command::Answer(waiter, answer) if Some(waiter) == asker => own = Some(inner.reply(answer)),
                 Command::Answer(waiter, answer) => {
@@ -279,7 +276,6 @@ impl<M> Desk<M> {
                 command => work.push(command),
             }
         }
-        inner.commands = commands;
         drop(inner);
         if others {
             self.answered.notify_all(); // A system call, even if nobody waits.

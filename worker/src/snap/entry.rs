@@ -4,7 +4,8 @@
 //! that wait for their commit. Each is put here before the event that brings it, and taken by the command that ends it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -42,10 +43,21 @@ pub(crate) struct Entry {
 }
 
 /// What the decider's names stand for, and why things failed.
+///
+/// There are as many as there are snaps, and of most nothing is known but their files: so the rest is in a box, made
+/// when there is something to put into it.
 #[derive(Default)]
 pub(crate) struct Facts {
-    /// What is on the disk, by load number.
-    pub(crate) manifests: BTreeMap<u64, Arc<Manifest>>,
+    /// What is on the disk: one, or two while a commit replaces the first.
+    manifests: Vec<Arc<Manifest>>,
+    /// What happened to the slice.
+    pub(crate) metrics: SliceMetrics,
+    lately: Option<Box<Lately>>,
+}
+
+/// What is known of a snap that something is done with, or was done with since the cache was opened.
+#[derive(Default)]
+pub(crate) struct Lately {
     /// What is sealed, and waits for its commit to begin.
     pub(crate) cargo: BTreeMap<u64, Cargo>,
     /// Plans that loads may be begun by, by the numbers that these would have.
@@ -69,8 +81,6 @@ pub(crate) struct Facts {
     pub(crate) verified_load: Option<u64>,
     /// How fast a warming may read that begins now: set by an operation that nobody waits for.
     pub(crate) pace: Option<Arc<Pace>>,
-    /// What happened to the slice.
-    pub(crate) metrics: SliceMetrics,
 }
 
 /// A sealed load on its way to the disk.
@@ -87,6 +97,43 @@ pub(crate) struct Debt {
     waits: bool,
     /// When the load was closed.
     pub(crate) since: Instant,
+}
+
+impl Facts {
+    /// The manifest of a load that is on the disk.
+    pub(crate) fn manifest(&self, load: u64) -> Option<Arc<Manifest>> {
+        self.manifests.iter().find(|manifest| manifest.load_number == load).cloned()
+    }
+
+    /// A manifest that is on the disk now. Its metrics are those of a moment ago: the entry's go on.
+    pub(crate) fn put_manifest(&mut self, mut manifest: Manifest) {
+        manifest.metrics = None;
+        self.manifests.reserve_exact(1);
+        self.manifests.push(Arc::new(manifest));
+    }
+
+    /// Takes out the manifest of a load whose files go, and says which one is left.
+    pub(crate) fn take_manifest(&mut self, load: u64) -> Option<(Arc<Manifest>, Option<Arc<Manifest>>)> {
+        let at = self.manifests.iter().position(|manifest| manifest.load_number == load)?;
+        let taken = self.manifests.remove(at);
+        Some((taken, self.manifests.first().cloned()))
+    }
+}
+
+impl Deref for Facts {
+    type Target = Lately;
+
+    fn deref(&self) -> &Lately {
+        static NOTHING: LazyLock<Lately> = LazyLock::new(Lately::default);
+        self.lately.as_deref().unwrap_or_else(|| &NOTHING)
+    }
+}
+
+/// Whoever changes something makes the box.
+impl DerefMut for Facts {
+    fn deref_mut(&mut self) -> &mut Lately {
+        self.lately.get_or_insert_default()
+    }
 }
 
 impl Debt {
@@ -138,8 +185,8 @@ impl Entry {
                 let slice =
                     || HotSlice::new(key.clone(), version.fingerprint, version.load, Vec::new(), None);
                 let memory = is_empty.then(|| (version, Arc::new(slice())));
-                facts.metrics = manifest.metrics;
-                facts.manifests.insert(version.load, Arc::new(manifest));
+                facts.metrics = manifest.metrics.as_deref().copied().unwrap_or_default();
+                facts.put_manifest(manifest);
                 Desk::new(Decider::found(runner.limits, version, is_empty), memory, now_ms)
             }
         };
@@ -362,7 +409,11 @@ impl Entry {
         if let Some(hot) = &hot {
             hot.drop_cache_too(!keeps_cache);
             let stays_verified = keeps_cache && hot.is_verified_in_maps();
-            self.facts().verified_load = stays_verified.then_some(hot.load_number);
+            let verified_load = stays_verified.then_some(hot.load_number);
+            let mut facts = self.facts();
+            if facts.verified_load != verified_load {
+                facts.verified_load = verified_load;
+            }
         }
         (answer, hot)
     }
@@ -379,7 +430,7 @@ impl Entry {
         let reason = {
             let mut facts = self.facts();
             facts.metrics.flushed();
-            facts.flush_reason.take()
+            facts.flush_reason.and_then(|_| facts.flush_reason.take())
         };
         self.events().meter.flushes.one(bytes);
         self.events().tell(|| Event::Flushed { key: self.key.clone(), bytes, reason });
@@ -423,7 +474,7 @@ impl Entry {
     /// What the manifest names now, unless it is about to go.
     pub(crate) fn manifest(&self) -> Option<Arc<Manifest>> {
         let version = self.desk.look(Decider::on_disk)?;
-        self.facts().manifests.get(&version.load).cloned()
+        self.facts().manifest(version.load)
     }
 
     /// Whether it was erased: then the key is looked up anew.

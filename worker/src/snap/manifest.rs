@@ -32,8 +32,9 @@ pub(crate) struct Manifest {
     pub(crate) regions: Vec<RegionRecord>,
     /// All spindles that hold a region, the home spindle first.
     pub(crate) spindles: Vec<SpindleUuid>,
-    /// What was known of the slice when it was committed. Advice: nothing is decided by it alone.
-    pub(crate) metrics: SliceMetrics,
+    /// What was known of the slice when it was committed. Advice: nothing is decided by it alone. None once its entry
+    /// has it, and goes on with it.
+    pub(crate) metrics: Option<Box<SliceMetrics>>,
 }
 
 /// One region file of a committed slice.
@@ -112,7 +113,8 @@ impl Manifest {
         };
         let encodes = "plain values in memory always encode";
         let mut body = postcard::to_stdvec(&record).expect(encodes);
-        body.extend(postcard::to_stdvec(&self.metrics.encode()).expect(encodes));
+        let metrics = self.metrics.as_deref().copied().unwrap_or_default();
+        body.extend(postcard::to_stdvec(&metrics.encode()).expect(encodes));
         let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -149,7 +151,7 @@ impl Manifest {
             postcard::take_from_bytes(body).map_err(|error| damaged(&error.to_string()))?;
         let metrics = read_metrics(rest).map_err(|error| damaged(&error.to_string()))?;
         let manifest = Manifest {
-            metrics: metrics.unwrap_or_else(|| metrics_of(&record.regions)),
+            metrics: Some(Box::new(metrics.unwrap_or_else(|| metrics_of(&record.regions)))),
             key: record.key.parse().map_err(|error| damaged(&format!("{error}")))?,
             fingerprint: Fingerprint::from_bytes(record.fingerprint),
             load_number: record.load_number,
@@ -246,7 +248,7 @@ mod tests {
                 let mut metrics = SliceMetrics::default();
                 metrics.cold_loaded(LoadFacts::of(sizes, 3), 1_719_878_400_000, 250);
                 metrics.evicted();
-                metrics
+                Some(Box::new(metrics))
             },
         }
     }
@@ -260,7 +262,7 @@ mod tests {
         let first = Manifest::decode(include_bytes!("golden/manifest_v1.bin")).unwrap();
         let sizes = [BlobSizes::alike(3, 100); 3].into_iter().fold(BlobSizes::default(), BlobSizes::merge);
         let metrics = SliceMetrics::of_unknown_load(LoadFacts::of(sizes, 3));
-        assert_eq!(first, Manifest { metrics, ..sample() });
+        assert_eq!(first, Manifest { metrics: Some(Box::new(metrics)), ..sample() });
     }
 
     /// A version that comes may write more, or metrics of another format: the slice is the same.
@@ -275,7 +277,7 @@ mod tests {
             bytes[16..20].copy_from_slice(&crc.to_le_bytes());
             Manifest::decode(&bytes)
         };
-        let known = postcard::to_stdvec(&sample().metrics.encode()).unwrap();
+        let known = postcard::to_stdvec(&sample().metrics.unwrap().encode()).unwrap();
         assert_eq!(with(&[&known[..], b"more"].concat()), Ok(sample()));
         let newer = postcard::to_stdvec(&vec![99u8, 1, 2, 3]).unwrap();
         assert_eq!(with(&newer), Manifest::decode(first));

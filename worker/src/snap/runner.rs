@@ -114,7 +114,7 @@ impl Runner {
 
     /// Waits for memory as long as it is patient, and has the files brought there.
     pub(crate) fn warm(&self, entry: &Arc<Entry>, version: Version, patience: &Patience) {
-        let manifest = entry.facts().manifests.get(&version.load).cloned();
+        let manifest = entry.facts().manifest(version.load);
         // It may have been flushed since it was commanded.
         let Some(manifest) = manifest else { return entry.report(SnapEvent::WarmRefused { version }) };
         // All of it or none: regions that fit one by one would wait for each other.
@@ -144,7 +144,8 @@ impl Runner {
         };
         let (verified_load, pace) = {
             let mut facts = entry.facts();
-            (facts.verified_load.take(), facts.pace.clone())
+            let verified_load = facts.verified_load.and_then(|_| facts.verified_load.take());
+            (verified_load, facts.pace.clone())
         };
         let is_verified = verified_load == Some(manifest.load_number);
         let (attempt, hauling) = Attempt::new(entry.clone(), manifest, pace);
@@ -254,7 +255,7 @@ fn commit(
             span.record("bytes", bytes).record("outcome", "durable");
             meter.commits.done(bytes, took);
             entry.events().tell(|| Event::Durable { key, fingerprint, bytes, took });
-            entry.facts().manifests.insert(version.load, Arc::new(manifest));
+            entry.facts().put_manifest(manifest);
             debts.push((debt, Ok(())));
             SnapEvent::Committed { version }
         }
@@ -275,12 +276,9 @@ fn pay_all(debts: &mut Vec<(Debt, Result<(), CommitError>)>) {
 }
 
 fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>]) -> SnapEvent {
-    let (manifest, newer) = {
-        let mut facts = entry.facts();
-        let manifest = facts.manifests.remove(&version.load).expect("what is removed is on the disk");
-        // A manifest that stands there under the same name is the newer one: its commit has replaced ours.
-        (manifest, facts.manifests.values().next().cloned())
-    };
+    // A manifest that stands there under the same name is the newer one: its commit has replaced ours.
+    let taken = entry.facts().take_manifest(version.load);
+    let (manifest, newer) = taken.expect("what is removed is on the disk");
     let is_replaced = newer.as_ref().is_some_and(|newer| newer.spindles.first() == manifest.spindles.first());
     let unlinked = if is_replaced { Ok(()) } else { remove_manifest(spindles, &manifest, None) };
     if unlinked.is_err() {
