@@ -16,6 +16,7 @@ pub(crate) mod runner;
 pub(crate) mod scrub;
 pub(crate) mod state;
 pub(crate) mod stream;
+pub(crate) mod urgent;
 pub(crate) mod warm;
 pub(crate) mod warmers;
 

@@ -15,6 +15,7 @@ use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
 use pelton_region_format::Key;
 
 use crate::cache::table::SharedTable;
@@ -123,7 +124,10 @@ impl Recovering {
     ) {
         let recovering = self.clone();
         let read = move || {
-            let recovered = recover(&target.spindles, listed, threads, &recovering.stop);
+            let urgent = &target.runner.urgent;
+            let recovered =
+                recover(&target.spindles, listed, threads, &recovering.stop, &|| urgent.let_go_first());
+            urgent.end();
             let report = recovering.enter(&target, recovered);
             settle();
             recovering.end(report);
@@ -174,7 +178,10 @@ impl Recovering {
             }
         }
         drop(asked);
+        let (reading, read) = bounded(0);
+        target.runner.urgent.begin(read);
         let found = find(&target.spindles, key, patience.deadline);
+        drop(reading);
         let mut asked = lock(&self.asked);
         let is_known = match found {
             Some(found) => {

@@ -29,8 +29,8 @@ use crate::spindle::impeller::Impellers;
 /// A manifest file larger than this is none of ours.
 pub(crate) const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
 /// So many manifests are read in one go: enough that handing the work over costs nothing, few enough that no
-/// thread is left with the last ones.
-const BATCH: usize = 64;
+/// thread is left with the last ones, nor a lease waits long for the processor.
+const BATCH: usize = 32;
 
 /// What lies on the spindles, by name.
 #[derive(Debug, Default)]
@@ -126,14 +126,16 @@ pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
     Ok(listed)
 }
 
-/// Reads what was listed, by up to so many threads. Nothing if it was stopped before it was through.
+/// Reads what was listed, by up to so many threads, each of which makes a pause between two batches. Nothing if it was
+/// stopped before it was through.
 pub(crate) fn recover(
     all: &[Arc<Spindle>],
     listed: Listed,
     threads: usize,
     stop: &AtomicBool,
+    pause: &(dyn Fn() + Sync),
 ) -> Option<Recovered> {
-    let found = read_all(all, &listed, threads, stop)?;
+    let found = read_all(all, &listed, threads, stop, pause)?;
     let mut recovered = Recovered { next_load: 1, ..Recovered::default() };
     let mut named = Named::default();
     sort_out(all, found, &mut recovered, &mut named);
@@ -155,7 +157,7 @@ pub(crate) fn recover(
 /// What [`list`] says.
 #[cfg(test)]
 pub(crate) fn start(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
-    Ok(recover(all, list(all)?, 1, &AtomicBool::new(false)).expect("nobody stops it"))
+    Ok(recover(all, list(all)?, 1, &AtomicBool::new(false), &|| {}).expect("nobody stops it"))
 }
 
 /// Looks up one slice by the name of its manifest. Nothing is said where a disk refused or was late.
@@ -183,7 +185,13 @@ pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, deadline: Option<Instant>) -
 /// A manifest file, and what came of it.
 type Item = (usize, PathBuf, Found);
 
-fn read_all(all: &[Arc<Spindle>], listed: &Listed, threads: usize, stop: &AtomicBool) -> Option<Vec<Item>> {
+fn read_all(
+    all: &[Arc<Spindle>],
+    listed: &Listed,
+    threads: usize,
+    stop: &AtomicBool,
+    pause: &(dyn Fn() + Sync),
+) -> Option<Vec<Item>> {
     let batches: Vec<&[(usize, PathBuf)]> = listed
         .manifests
         .chunk_by(|one, other| one.0 == other.0)
@@ -203,6 +211,7 @@ fn read_all(all: &[Arc<Spindle>], listed: &Listed, threads: usize, stop: &Atomic
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(listed.manifests.len())));
     let read = || {
         while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            pause();
             if stop.load(Ordering::Relaxed) {
                 return;
             }

@@ -25,6 +25,7 @@ use crate::snap::commit::{CommitError, remove_manifest, remove_regions};
 use crate::snap::entry::{Cargo, Debt, Entry};
 use crate::snap::manifest::Manifest;
 use crate::snap::state::{Command, Limits, SnapEvent, Version};
+use crate::snap::urgent::Urgent;
 use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::Lane;
@@ -44,6 +45,8 @@ pub(crate) struct Runner {
     budget: MemoryBudget,
     /// Here leases find them, which thereby keep them.
     pub(crate) scan_threads: Arc<ScanThreads>,
+    /// What somebody waits for while manifests are still being read.
+    pub(crate) urgent: Urgent,
     lanes: AtomicU64,
     /// What the deciders' times count from.
     pub(crate) opened: Instant,
@@ -68,6 +71,7 @@ impl Runner {
             warmth: Arc::downgrade(warmth),
             budget,
             scan_threads,
+            urgent: Urgent::default(),
             lanes: AtomicU64::new(0),
             opened: Instant::now(),
         }
@@ -148,7 +152,11 @@ impl Runner {
             (verified_load, facts.pace.clone())
         };
         let is_verified = verified_load == Some(manifest.load_number);
+        let is_urgent = pace.is_none();
         let (attempt, hauling) = Attempt::new(entry.clone(), manifest, pace);
+        if is_urgent {
+            self.urgent.begin(attempt.hauled().clone());
+        }
         attempt.start(&spindles, &warmth, &hauling, grant, is_verified, || self.next_lane());
     }
 
