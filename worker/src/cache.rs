@@ -340,9 +340,9 @@ impl Cache {
         let entry = self.core.entry_within(key, &Patience::until(options.deadline));
         let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
         // Without a snap's handle on the cache: all who lease something would count on one place.
-        match self.core.lease_at_once(&entry, options) {
-            Some(lease) => Ok(lease),
-            None => Snap { core: self.core.clone(), entry }.lease_with(options),
+        match self.core.lease_at_once(entry, options) {
+            Ok(lease) => Ok(lease),
+            Err(entry) => Snap { core: self.core.clone(), entry }.lease_with(options),
         }
     }
 
@@ -693,7 +693,7 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
-        if let Some(lease) = self.core.lease_at_once(&self.entry, options) {
+        if let Ok(lease) = self.core.lease_at_once(self.entry.clone(), options) {
             return Ok(lease);
         }
         let (meter, begun) = (&self.core.events.meter, Instant::now());
@@ -1138,15 +1138,16 @@ impl CacheCore {
         self.recovering.wait(patience)
     }
 
-    /// A lease on what is in memory, if there is nothing else to be done for it. It counts as one that took no time.
-    fn lease_at_once(&self, entry: &Arc<Entry>, options: &LeaseOptions) -> Option<Lease> {
+    /// A lease on what is in memory, if there is nothing else to be done for it; else the entry comes back. It counts as
+    /// one that took no time.
+    fn lease_at_once(&self, entry: Arc<Entry>, options: &LeaseOptions) -> Result<Lease, Arc<Entry>> {
         if options.refresh || options.reading == Reading::Stream || self.verify == Verify::Always {
-            return None;
+            return Err(entry);
         }
         let lease = Lease::at_once(entry, options.want)?;
         self.events.meter.leases_at_once.one();
-        self.events.tell(|| Event::HotLeased { key: entry.key.clone() });
-        Some(lease)
+        self.events.tell(|| Event::HotLeased { key: lease.key().clone() });
+        Ok(lease)
     }
 
     /// Whether a slice that is on the disk is read from there by each scan.

@@ -222,7 +222,8 @@ pub(crate) struct Decider {
     named: Option<OnDisk>,
     /// What the disk does. Commits and removals of one snap change the same manifest: one at a time.
     job: Option<Job>,
-    failure: Option<Failure>,
+    /// In a box, since few snaps have failed.
+    failure: Option<Box<Failure>>,
     /// Who could not be answered yet, first come first.
     waiters: Vec<Waiter>,
     /// The highest number of a load that was begun.
@@ -454,7 +455,7 @@ impl Decider {
 
     /// Whether nothing is known of it but the name, nothing is under way, and nobody waits: it can be forgotten.
     pub(crate) fn is_blank(&self, now: Duration) -> bool {
-        let heals = self.failure.is_some_and(|failure| now < failure.until);
+        let heals = self.failure.as_ref().is_some_and(|failure| now < failure.until);
         self.is_unused() && !self.pinned && !heals
     }
 
@@ -476,7 +477,7 @@ impl Decider {
     /// Whether nothing is under way with it and nobody has hold of it or waits for it, so that the cache itself may let
     /// something of it go. A failure has to heal first. What is in memory alone would be lost, so it has to stay.
     pub(crate) fn may_go(&self, now: Duration) -> bool {
-        let is_failed = self.failure.is_some_and(|failure| now < failure.until);
+        let is_failed = self.failure.as_ref().is_some_and(|failure| now < failure.until);
         let is_used = self.load.is_some() || self.warming.is_some() || !self.waiters.is_empty();
         let is_lost = self.served().is_some() && !self.is_durable();
         let is_open = self.life == Life::Open;
@@ -512,7 +513,7 @@ impl Decider {
 
     /// How often in a row it has failed, and until when it is not tried again. Forgotten when it works.
     pub(crate) fn failure(&self, now: Duration) -> Option<(u32, Duration)> {
-        let failure = self.failure.filter(|failure| now < failure.until)?;
+        let failure = self.failure.as_ref().filter(|failure| now < failure.until)?;
         Some((failure.in_a_row, failure.until))
     }
 
@@ -1009,16 +1010,16 @@ impl Decider {
     }
 
     fn fail(&mut self, now: Duration, what: Tried) {
-        let before = self.failure.filter(|failure| failure.what == what);
+        let before = self.failure.as_ref().filter(|failure| failure.what == what);
         let in_a_row = before.map_or(0, |failure| failure.in_a_row).saturating_add(1);
         let doubled = self.limits.heal_min.saturating_mul(1 << (in_a_row - 1).min(20));
         let until = now.saturating_add(doubled.min(self.limits.heal_max));
-        self.failure = Some(Failure { what, in_a_row, until });
+        self.failure = Some(Box::new(Failure { what, in_a_row, until }));
     }
 
     /// Until when one of these is not tried again.
     fn failed(&self, now: Duration, is_one: impl Fn(Tried) -> bool) -> Option<Duration> {
-        let failure = self.failure.filter(|failure| now < failure.until && is_one(failure.what));
+        let failure = self.failure.as_ref().filter(|failure| now < failure.until && is_one(failure.what));
         failure.map(|failure| failure.until)
     }
 

@@ -175,7 +175,7 @@ fn note(effects: &mut BTreeMap<Effect, Commands>, effect: Effect, commands: BTre
 /// A few of each are enough to see all there is; without bounds there is no end.
 fn within_bounds(decider: &Decider) -> bool {
     let hot_leases = decider.hot.as_ref().map_or(0, |hot| hot.leases);
-    let in_a_row = decider.failure.map_or(0, |failure| failure.in_a_row);
+    let in_a_row = decider.failure.as_ref().map_or(0, |failure| failure.in_a_row);
     decider.waiters.len() <= 1 && hot_leases <= 1 && decider.old.len() <= 1 && in_a_row <= 1
 }
 
