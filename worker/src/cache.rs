@@ -35,6 +35,8 @@ use crate::slice::build::RegionBuild;
 use crate::slice::plan::{LoadPlan, REGIONS_MAX};
 use crate::slice::scratch::Scratch;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
+use crate::snap::access::keeper::{Keeper, SAVE_WAIT_MAX};
+use crate::snap::access::logs::AccessLogs;
 use crate::snap::commit::LoadFolders;
 use crate::snap::desk::Reply;
 pub(crate) use crate::snap::entry::Entry;
@@ -80,8 +82,8 @@ pub struct Cache {
     core: Arc<CacheCore>,
 }
 
-/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the tender, the scrub, what
-/// loaders are at, and operations that were cancelled. All have hold of the cache.
+/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the tender, the keeper, the
+/// scrub, what loaders are at, and operations that were cancelled. All have hold of the cache.
 struct Handles {
     scrub: Option<Scrubber>,
     core: Weak<CacheCore>,
@@ -89,11 +91,13 @@ struct Handles {
     waits: Arc<Waits>,
     /// Nobody tends what is left after the last handle.
     tender: TenderThread,
+    keeper: Keeper,
 }
 
 impl Drop for Handles {
     fn drop(&mut self) {
         self.tender.stop();
+        self.keeper.stop();
         drop(self.scrub.take());
         if let Some(core) = self.core.upgrade() {
             core.stop_loaders();
@@ -146,6 +150,8 @@ pub(crate) struct CacheCore {
     /// For operations as futures.
     pub(crate) waits: Arc<Waits>,
     recovering: Arc<Recovering>,
+    /// How slices were used, for the next start.
+    pub(crate) access: Arc<AccessLogs>,
 }
 
 /// The counter of where a lease's bytes came from.
@@ -260,10 +266,11 @@ impl Cache {
         let core = Arc::new(core);
         core.runner.attach(&core);
         let tender = TenderThread::start(&core, tender_every);
+        let keeper = Keeper::start(&core);
         let (runner, waits) = (core.runner.clone(), core.waits.clone());
         let scrub = core.scrub_rate.map(|rate| Scrubber::start(&core, rate)).transpose();
         let scrub = scrub.map_err(|source| CacheError::Threads { source })?;
-        let handles = Handles { tender, scrub, core: Arc::downgrade(&core), runner, waits };
+        let handles = Handles { tender, keeper, scrub, core: Arc::downgrade(&core), runner, waits };
         Ok(Cache { _handles: Arc::new(handles), core })
     }
 
@@ -979,15 +986,17 @@ impl Snap {
         is_erased
     }
 
-    /// Keeps the slice from being evicted, flushed or erased, until it is unpinned or the cache is closed. A load
-    /// replaces it all the same.
+    /// Keeps the slice from being evicted, flushed or erased, until it is unpinned. A load replaces it all the same. The
+    /// next start knows of it, unless this process is killed at once.
     pub fn pin(&self) {
         self.entry.report(SnapEvent::Pin);
+        self.core.access.poke();
     }
 
     /// Lets it be evicted, flushed and erased again.
     pub fn unpin(&self) {
         self.entry.report(SnapEvent::Unpin);
+        self.core.access.poke();
     }
 
     /// The snap that stands for the key now: this one was erased.
@@ -1061,6 +1070,7 @@ impl CacheCore {
         registrar: &Registrar,
         tender: Tender,
     ) -> CacheCore {
+        let access = Arc::new(AccessLogs::open(&spindles));
         let meter = Meter::new(registrar, spindles.len());
         let events = Arc::new(EventHub::new(meter));
         for spindle in &spindles {
@@ -1114,6 +1124,7 @@ impl CacheCore {
             events,
             waits: Arc::default(),
             recovering: Arc::default(),
+            access,
         }
     }
 
@@ -1130,6 +1141,7 @@ impl CacheCore {
             runner: self.runner.clone(),
             events: self.events.clone(),
             next_load: self.next_load.clone(),
+            access: self.access.clone(),
         }
     }
 
@@ -1192,7 +1204,8 @@ impl CacheCore {
             return Err(CloseError { loading, unfinished, failed: Vec::new(), abandoned: Vec::new() });
         }
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
-        let abandoned = close_spindles(&self.spindles, deadline);
+        self.access.note(&self.entries_now());
+        let abandoned = close_spindles(&self.spindles, &self.access, deadline);
         self.events.stop();
         let failed = self.runner.commits.take_failed();
         if loading.is_empty() && unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
@@ -1205,6 +1218,12 @@ impl CacheCore {
     fn stop_loaders(&self) {
         let entries = self.entries_now();
         entries.iter().for_each(Entry::stop_loaders);
+    }
+
+    /// Brings to the disks how slices were used.
+    pub(crate) fn keep_access_logs(&self, deadline: Instant) {
+        self.access.note(&self.entries_now());
+        self.access.save(deadline);
     }
 
     /// When the cache was opened, in milliseconds since 1970.
@@ -1260,7 +1279,8 @@ impl CacheCore {
             self.recovering.wait(patience)?;
         }
         let new = || {
-            let entry = Arc::new(Entry::new(key.clone(), None, self.runner.clone()));
+            let access = self.access.facts(key, None);
+            let entry = Arc::new(Entry::new(key.clone(), None, access, self.runner.clone()));
             // Closing looks at all entries after it has said so, under the same lock.
             if self.is_closed() {
                 entry.report(SnapEvent::Close);
@@ -1288,6 +1308,7 @@ impl Drop for CacheCore {
         // After a close somebody has waited already, as long as they wished.
         if !*self.closed.get_mut() {
             self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
+            self.keep_access_logs(Instant::now() + SAVE_WAIT_MAX);
         }
         self.events.stop();
     }

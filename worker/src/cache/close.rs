@@ -10,6 +10,7 @@ use pelton_region_format::Key;
 
 use crate::scan::patience::Patience;
 use crate::side_by_side::side_by_side;
+use crate::snap::access::logs::AccessLogs;
 use crate::snap::commit::CommitError;
 use crate::spindle::held::Spindle;
 
@@ -185,10 +186,19 @@ impl Drop for UnderWay {
     }
 }
 
-/// Ends the threads of all spindles, side by side, and names those that had to be left behind.
-pub(crate) fn close_spindles(spindles: &[Arc<Spindle>], deadline: Instant) -> Vec<String> {
-    let close = |spindle: &Arc<Spindle>| spindle.impellers.close(deadline).abandoned;
-    side_by_side("pelton-close", spindles, close)
+/// Saves what was noted of all slices, ends the threads of all spindles, side by side, and names those that had to be left
+/// behind.
+pub(crate) fn close_spindles(
+    spindles: &[Arc<Spindle>],
+    access: &AccessLogs,
+    deadline: Instant,
+) -> Vec<String> {
+    let close = |(number, spindle): &(usize, &Arc<Spindle>)| {
+        access.save_on(*number, deadline);
+        spindle.impellers.close(deadline).abandoned
+    };
+    let spindles: Vec<_> = spindles.iter().enumerate().collect();
+    side_by_side("pelton-close", &spindles, close)
         .into_iter()
         .flatten()
         .map(|abandoned| abandoned.to_string())

@@ -21,7 +21,9 @@ use pelton_region_format::Key;
 use crate::cache::table::SharedTable;
 use crate::events::EventHub;
 use crate::scan::patience::Patience;
+use crate::snap::access::logs::AccessLogs;
 use crate::snap::entry::Entry;
+use crate::snap::manifest::Manifest;
 use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, recover};
 use crate::snap::runner::Runner;
 use crate::spindle::held::Spindle;
@@ -111,6 +113,16 @@ pub(crate) struct Target {
     pub(crate) runner: Arc<Runner>,
     pub(crate) events: Arc<EventHub>,
     pub(crate) next_load: Arc<AtomicU64>,
+    pub(crate) access: Arc<AccessLogs>,
+}
+
+impl Target {
+    /// The entry of a slice that was found.
+    fn entry(&self, manifest: Manifest) -> Arc<Entry> {
+        let key = manifest.key.clone();
+        let access = self.access.facts(&key, Some(&manifest));
+        Arc::new(Entry::new(key, Some(manifest), access, self.runner.clone()))
+    }
 }
 
 impl Recovering {
@@ -188,8 +200,7 @@ impl Recovering {
                 if asked.found(key)
                     && let Some(manifest) = found
                 {
-                    let entry = || Arc::new(Entry::new(key.clone(), Some(manifest), target.runner.clone()));
-                    target.table.entry(key, entry);
+                    target.table.entry(key, || target.entry(manifest));
                 }
                 true
             }
@@ -209,11 +220,21 @@ impl Recovering {
         let mut table = target.table.write();
         for (key, manifest) in recovered.slices {
             if asked.enters(&key) {
-                table.enter(Arc::new(Entry::new(key, Some(manifest), target.runner.clone())));
+                table.enter(target.entry(manifest));
+            }
+        }
+        // A pin holds also for what is to be loaded yet.
+        for key in target.access.pinned() {
+            if table.find(&key).is_none() {
+                let access = target.access.facts(&key, None);
+                table.enter(Arc::new(Entry::new(key, None, access, target.runner.clone())));
             }
         }
         asked.end();
-        recovered.report
+        drop(table);
+        target.access.recovered(&recovered.report);
+        let logs = target.access.told().to_vec();
+        RecoveryReport { logs, ..recovered.report }
     }
 
     fn end(&self, report: RecoveryReport) {

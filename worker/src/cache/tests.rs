@@ -1,5 +1,6 @@
 //! The cache on disks that fail as told.
 
+mod access;
 mod events;
 mod pending;
 
@@ -39,14 +40,24 @@ impl Rig {
     }
 
     fn open(&self, health: HealthLimits) -> Cache {
+        self.open_those(0..self.disks.len(), health)
+    }
+
+    /// With one spindle away.
+    fn open_without(&self, away: usize) -> Cache {
+        let there = (0..self.disks.len()).filter(|number| *number != away);
+        self.open_those(there, HealthLimits::default())
+    }
+
+    fn open_those(&self, numbers: impl Iterator<Item = usize> + Clone, health: HealthLimits) -> Cache {
         let mut config = crate::Config::default();
         // So that a few lost requests do not fill the ring, whatever the real disk is.
         (config.depth, config.scan_threads, config.free_floor) = (Some(64), Some(2), Some(0));
         let builder = CacheBuilder::from_config(config).memory(256 * MIB);
-        let numbers = 0..self.disks.len();
+        let disks = numbers.clone().map(|number| self.disks[number].clone()).collect();
         let builder = numbers
             .fold(builder, |builder, number| builder.spindle(Rig::path(self.folder.path(), number), 1 << 30));
-        builder.open_on(self.disks.clone(), health).unwrap()
+        builder.open_on(disks, health).unwrap()
     }
 }
 

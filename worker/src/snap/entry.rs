@@ -20,6 +20,7 @@ use crate::load::planning::Planning;
 use crate::load::running::{self, Offer, Running};
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
+use crate::snap::access;
 use crate::scan::threads::ScanThreads;
 use crate::snap::commit::Commit;
 use crate::snap::desk::{Desk, Reply};
@@ -32,7 +33,7 @@ use crate::snap::state::{Answer, Command, Decider, Form, SnapEvent, Version, Wai
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 use crate::spindle::pace::Pace;
-use crate::tender::Reason;
+use crate::tender::{History, Reason};
 
 /// One key's place in the cache.
 ///
@@ -177,8 +178,13 @@ impl Wake for Entry {
 }
 
 impl Entry {
-    /// A key of which nothing is known, or whose manifest was found.
-    pub(crate) fn new(key: Key, found: Option<Manifest>, runner: Arc<Runner>) -> Entry {
+    /// A key of which nothing is known, or whose manifest was found; and how it was used so far, if that is known.
+    pub(crate) fn new(
+        key: Key,
+        found: Option<Manifest>,
+        access: Option<access::Facts>,
+        runner: Arc<Runner>,
+    ) -> Entry {
         let mut facts = Facts::default();
         let now_ms = runner.now().as_millis() as u64;
         let desk = match found {
@@ -194,6 +200,20 @@ impl Entry {
                 Desk::new(Decider::found(runner.limits, version, is_empty), memory, now_ms)
             }
         };
+        if let Some(access) = access {
+            if access.pinned {
+                let nothing = &mut |command| unreachable!("a pin begins nothing: {command:?}");
+                desk.report(runner.now(), SnapEvent::Pin, nothing);
+            }
+            facts.metrics.restore_counts(access.evicts, access.flushes);
+            if let Some(queried_at_ms) = access.queried_at_ms {
+                let queries = u32::try_from(access.leases).unwrap_or(u32::MAX).max(1);
+                let history = History::restored(queried_at_ms, access.gap_ms, queries);
+                // It came before it was asked for, or was loaded since.
+                let arrived_ms = facts.metrics.loaded_at_ms().unwrap_or(0).min(now_ms);
+                desk.restore(history, arrived_ms);
+            }
+        }
         Entry { key, runner, desk, facts: Mutex::new(facts) }
     }
 
@@ -445,6 +465,24 @@ impl Entry {
         self.desk.usage()
     }
 
+    /// What is to be known of its use after a restart.
+    pub(crate) fn access(&self) -> access::Facts {
+        let now = self.now();
+        let (pinned, failure) = self.desk.look(|snap| (snap.is_pinned(), snap.failure(now)));
+        let Usage { history, .. } = self.usage();
+        let (evicts, flushes) = self.facts().metrics.counts();
+        access::Facts {
+            pinned,
+            queried_at_ms: history.queried_at_ms(),
+            gap_ms: history.gap_ms(),
+            leases: history.queries().into(),
+            evicts,
+            flushes,
+            failures: failure.map_or(0, |(in_a_row, _)| in_a_row),
+            next_load_at_ms: failure.map(|(_, until)| until.as_millis() as u64),
+        }
+    }
+
     fn arrived(&self) {
         self.desk.arrived(self.now().as_millis() as u64);
     }
@@ -535,7 +573,7 @@ impl Entry {
     }
 
     fn ms_of(&self, moment: Instant) -> u64 {
-        moment.saturating_duration_since(self.runner.opened).as_millis() as u64
+        self.runner.moment(moment).as_millis() as u64
     }
 
     /// The moment for the decider.

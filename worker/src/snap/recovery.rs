@@ -67,6 +67,9 @@ pub struct RecoveryReport {
     pub newer: Vec<PathBuf>,
     /// Load folders that no manifest names: removed.
     pub cleaned: Vec<PathBuf>,
+    /// Access logs that were not found whole: the file, and what came of it. No slice is lost by that, only how it was
+    /// used lately, and maybe that it was pinned.
+    pub logs: Vec<(PathBuf, String)>,
 }
 
 /// What came of one manifest file.

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pelton_region_format::Key;
 use tracing::field::Empty;
@@ -48,8 +48,10 @@ pub(crate) struct Runner {
     /// What somebody waits for while manifests are still being read.
     pub(crate) urgent: Urgent,
     lanes: AtomicU64,
-    /// What the deciders' times count from.
-    pub(crate) opened: Instant,
+    /// When it was made, for [`Runner::moment`].
+    opened: Instant,
+    /// The same as time since 1970.
+    epoch: Duration,
 }
 
 impl Runner {
@@ -74,6 +76,7 @@ impl Runner {
             urgent: Urgent::default(),
             lanes: AtomicU64::new(0),
             opened: Instant::now(),
+            epoch: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
         }
     }
 
@@ -82,8 +85,15 @@ impl Runner {
         let _ = self.core.set(Arc::downgrade(core)); // Called once, by the cache that is made.
     }
 
+    /// The moment for deciders and histories.
     pub(crate) fn now(&self) -> Duration {
-        self.opened.elapsed()
+        self.moment(Instant::now())
+    }
+
+    /// A moment as time since 1970, so that it can be kept for the next process; by a clock that does not jump while this
+    /// one lives.
+    pub(crate) fn moment(&self, at: Instant) -> Duration {
+        self.epoch + at.saturating_duration_since(self.opened)
     }
 
     pub(crate) fn next_lane(&self) -> Lane {
