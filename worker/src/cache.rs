@@ -6,8 +6,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
-use tracing::field::Empty;
-use tracing::info_span;
 
 use crate::budget::memory::{MemoryBudget, MemoryRefused};
 use crate::builder::{CacheBuilder, CacheError};
@@ -648,7 +646,7 @@ impl Snap {
             plan.expected_bytes.filter(|bytes| plan.keeps_image(Some(*bytes), &self.core.budget))
         {
             // An image that gets no memory when it comes goes to the disk alone, so nothing is refused here.
-            make_room_in_memory(&self.core, bytes, patience);
+            drop(make_room_in_memory(&self.core, bytes, patience));
         }
         let deadline = plan.deadline;
         let open = folders
@@ -745,8 +743,12 @@ impl Snap {
                     Err(_) if !self.is_on_disk(&manifest) => continue,
                     Err(error) => {
                         let (key, source) = (self.entry.key.clone(), Arc::new(error));
-                        if source.is_damage() {
-                            self.entry.warming_failed(manifest.version(), source.clone());
+                        match source.is_damage() {
+                            true if self.entry.has_whole_image(manifest.version()) => {
+                                self.entry.files_damaged(manifest.version(), source.clone());
+                            }
+                            true => self.entry.warming_failed(manifest.version(), source.clone()),
+                            false => {}
                         }
                         return Err(LeaseError::Warm { key, source });
                     }
@@ -817,7 +819,7 @@ impl Snap {
 
     fn failed_until(&self, until: Duration) -> LeaseError {
         let again_in = until.saturating_sub(self.entry.now());
-        LeaseError::Failed { key: self.entry.key.clone(), again_in, why: self.entry.why_failed() }
+        LeaseError::Failed { key: self.entry.key.clone(), again_in, why: self.entry.why_failed(until) }
     }
 
     /// The manifest whose regions a lease reads from the disk, if it does.
@@ -896,17 +898,7 @@ impl Snap {
 
     /// Evicts, with or without the page cache, and says what came of it.
     pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
-        let span = info_span!("evict", key = %self.entry.key, bytes = Empty, outcome = Empty);
         let (answer, hot) = self.entry.evict(keeps_cache, None, |_| true);
-        span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
-        span.record(
-            "outcome",
-            match answer {
-                Answer::Evicted => "evicted",
-                Answer::Leaving => "leaving", // Told when it goes.
-                _ => "kept",
-            },
-        );
         if let Some(hot) = hot.filter(|_| !keeps_cache) {
             self.let_go(hot); // Nobody waits for the unmapping otherwise.
         }
@@ -1024,7 +1016,7 @@ pub(crate) fn status(entry: &Entry) -> SnapStatus {
         (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
     });
     let failure = entry.desk.look(|snap| snap.failure(now)).map(|(in_a_row, until)| SnapFailure {
-        why: entry.why_failed(),
+        why: entry.why_failed(until),
         in_a_row,
         again_in: until.saturating_sub(now),
     });
@@ -1194,7 +1186,7 @@ impl CacheCore {
         self.scrub_stop.cancel();
         let entries = self.entries_now();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
-        self.recovering.stop();
+        let reading = self.recovering.stop();
         self.stop_loaders();
         // Meanwhile commits go on.
         let loading = self.runner.loads.wait(patience);
@@ -1205,7 +1197,9 @@ impl CacheCore {
         }
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         self.access.note(&self.entries_now());
-        let abandoned = close_spindles(&self.spindles, &self.access, deadline);
+        let mut abandoned = close_spindles(&self.spindles, &self.access, deadline);
+        // It may have ended since: what it waited for was another spindle's.
+        abandoned.extend(reading.filter(|_| !self.recovering.is_over()));
         self.events.stop();
         let failed = self.runner.commits.take_failed();
         if loading.is_empty() && unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {

@@ -658,7 +658,7 @@ mod tests {
                     views: vec![View::new(KeyPattern::ALL).flush_after(Duration::from_millis(999))],
                     ..set()
                 },
-                "flush_after of view *@*#* is 999 ms, allowed is 1 s to 3650 days",
+                "flush_after of view */*@*#* is 999 ms, allowed is 1 s to 3650 days",
             ),
             (
                 Config { free_floor: Some(u64::MAX), ..set() },

@@ -138,6 +138,11 @@ fn what_is_pinned_stays_until_it_is_unpinned() {
     story.run(&["flush", "shop/a"]).lines();
     assert_eq!(story.keys(&[]), [ALL[3]]);
     assert_eq!(story.run(&["pin", "shop/a"]).lines(), ["nothing matches, so nothing was pinned"]);
+    // A damaged log is told once, and costs no slice.
+    flip(&story.path("pelton-data/access-log"), 3);
+    let told = story.run(&["ls"]);
+    assert!(told.stderr.contains("access-log: damaged at byte 0"), "{}", told.stderr);
+    assert_eq!(story.keys(&[]), [ALL[3]]);
 }
 
 #[test]

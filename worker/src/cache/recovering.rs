@@ -244,10 +244,10 @@ impl Recovering {
         self.changed.notify_all();
     }
 
-    /// Ends the reading soon, and waits for that a while.
-    pub(crate) fn stop(&self) {
+    /// Ends the reading soon, and waits for that a while. Names the thread that it had to leave behind.
+    pub(crate) fn stop(&self) -> Option<String> {
         self.stop.store(true, Ordering::Relaxed);
-        let Some(thread) = lock(&self.thread).take() else { return };
+        let thread = lock(&self.thread).take()?;
         let deadline = Instant::now() + STOP_WAIT_MAX;
         let mut asked = lock(&self.asked);
         while self.report.get().is_none() && Instant::now() < deadline {
@@ -258,7 +258,9 @@ impl Recovering {
         // A thread that a hung disk keeps ends by itself, if the disk ever answers.
         if self.is_over() {
             let _ = thread.join();
+            return None;
         }
+        Some(format!("{} (reads manifests, of which a disk does not give one)", thread.thread().name()?))
     }
 
     fn wait_for_change<'a>(

@@ -28,7 +28,7 @@ use record::{Encoder, Ending, Record};
 
 /// The file, and the one that takes its place.
 const LOG_FILE: &str = "access-log";
-const NEW_FILE: &str = "access-log.new";
+pub(crate) const NEW_FILE: &str = "access-log.new";
 /// A million snaps take a tenth.
 const LOG_BYTES_MAX: usize = 1 << 30;
 /// So much longer than what it says, and it is made anew.

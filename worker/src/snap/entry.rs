@@ -10,6 +10,8 @@ use std::task::{Wake, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use pelton_region_format::{Fingerprint, Key};
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::cache::close::UnderWay;
 use crate::cache::told::{Outcome, Tell, Told, outcome};
@@ -105,6 +107,11 @@ pub(crate) struct Debt {
 }
 
 impl Facts {
+    /// What is on the disk.
+    pub(crate) fn manifests(&self) -> &[Arc<Manifest>] {
+        &self.manifests
+    }
+
     /// The manifest of a load that is on the disk.
     pub(crate) fn manifest(&self, load: u64) -> Option<Arc<Manifest>> {
         self.manifests.iter().find(|manifest| manifest.load_number == load).cloned()
@@ -376,6 +383,24 @@ impl Entry {
         self.report(event);
     }
 
+    /// Tells that the files of a version are damaged, which says nothing against what is whole in memory of our own: that is
+    /// served on.
+    pub(crate) fn files_damaged(self: &Arc<Self>, version: Version, error: Arc<WarmError>) {
+        self.events().meter.verification_failures.one();
+        self.facts().warm_error = Some(error);
+        // What is evicted at this moment is not there any more: the decider knows.
+        self.report(match self.has_whole_image(version) {
+            true => SnapEvent::FilesDamaged { version },
+            false => SnapEvent::Damaged { version },
+        });
+    }
+
+    /// Whether a version is served from memory of our own, and all of it is there.
+    pub(crate) fn has_whole_image(&self, version: Version) -> bool {
+        let served = self.desk.served().filter(|hot| hot.version() == version);
+        served.is_some_and(|hot| hot.is_whole_image())
+    }
+
     /// Hands over a load that is sealed. What it is told comes when it is on the disk.
     pub(crate) fn seal(self: &Arc<Self>, commit: Commit, waits: bool) -> Told {
         let (tell, told) = outcome();
@@ -418,6 +443,9 @@ impl Entry {
         reason: Option<Reason>,
         condition: impl FnOnce(&Decider) -> bool,
     ) -> (Answer, Option<Arc<HotSlice>>) {
+        let span = info_span!("evict", key = %self.key, bytes = Empty, reason = Empty, outcome = Empty);
+        let _inside = span.enter();
+        reason.iter().for_each(|reason| _ = span.record("reason", tracing::field::debug(reason)));
         let served = self.desk.served();
         let evict = |waiter| SnapEvent::Evict { waiter };
         let answer = match self.ask_if(condition, evict, &Patience::default()) {
@@ -439,6 +467,15 @@ impl Entry {
                 facts.verified_load = verified_load;
             }
         }
+        span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
+        span.record(
+            "outcome",
+            match answer {
+                Answer::Evicted => "evicted",
+                Answer::Leaving => "leaving", // Told when it goes.
+                _ => "kept",
+            },
+        );
         (answer, hot)
     }
 
@@ -498,11 +535,11 @@ impl Entry {
         since_query.into_iter().chain(since_load).min()
     }
 
-    /// Why its last load or warming has failed, for people.
-    pub(crate) fn why_failed(&self) -> String {
-        match self.desk.look(Decider::on_disk) {
-            None => self.why_load_failed(),
-            Some(_) => match &self.facts().warm_error {
+    /// Why the load or warming has failed that is not tried again until then, for people.
+    pub(crate) fn why_failed(&self, until: Duration) -> String {
+        match self.desk.look(|snap| snap.is_warming_failed_until(until)) {
+            false => self.why_load_failed(),
+            true => match &self.facts().warm_error {
                 Some(error) => reason(&**error),
                 None => "its files could not be read".to_owned(),
             },

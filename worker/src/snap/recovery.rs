@@ -20,6 +20,7 @@ use std::time::Instant;
 use pelton_region_format::{FormatError, Key, PAGE_BYTES, Trailer};
 
 use crate::region::residence::PROBE_NAME;
+use crate::snap::access;
 use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
 use crate::snap::manifest::{FileCount, Manifest, ManifestError};
 use crate::spindle::engine::{DiskError, EntryKind, Look, Op, Part};
@@ -91,7 +92,8 @@ enum Found {
     Nothing,
 }
 
-/// Makes the folders that a spindle has, tells what is in them, and removes what probes have left.
+/// Makes the folders that a spindle has, tells what is in them, and removes what probes and a save of an access log have
+/// left.
 pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
     let mut listed = Listed::default();
     for (number, spindle) in all.iter().enumerate() {
@@ -111,8 +113,9 @@ pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
             let path = spindle.folder.join(folder);
             Ok::<_, DiskError>(spindle.impellers.run(Op::List { path }, None)?.into_entries())
         };
-        let probes =
-            entries("")?.into_iter().filter(|entry| entry.name == PROBE_NAME || entry.name == PROBE_FILE);
+        let probes = entries("")?.into_iter().filter(|entry| {
+            [PROBE_NAME, PROBE_FILE, access::NEW_FILE].iter().any(|name| entry.name == *name)
+        });
         // Before the first warming makes one.
         for entry in probes {
             let _ = spindle.impellers.run(Op::Unlink { path: spindle.folder.join(entry.name) }, None);

@@ -146,7 +146,10 @@ impl Runner {
             taken => return taken,
         }
         if let Some(core) = self.core.get().and_then(Weak::upgrade) {
-            make_room_in_memory(&core, bytes, patience);
+            let _turn = make_room_in_memory(&core, bytes, patience);
+            if let Ok(grant) = self.budget.try_take(MemoryUse::Mapped, bytes) {
+                return Ok(grant);
+            }
         }
         self.budget.take_patiently(MemoryUse::Mapped, bytes, patience)
     }
@@ -258,11 +261,15 @@ fn commit(
     spindles: Option<&[Arc<Spindle>]>,
     debts: &mut Vec<(Debt, Result<(), CommitError>)>,
 ) -> SnapEvent {
-    let Cargo { commit, debt } = entry.facts().cargo.remove(&version.load).expect("it was sealed");
+    let (Cargo { commit, debt }, older) = {
+        let mut facts = entry.facts();
+        let cargo = facts.cargo.remove(&version.load).expect("it was sealed");
+        (cargo, facts.manifests().to_vec())
+    };
     let in_memory = commit.hot.is_some();
     let span = info_span!("commit", key = %entry.key, bytes = Empty, outcome = Empty);
     let committed = span.in_scope(|| match spindles {
-        Some(spindles) => commit.run(spindles),
+        Some(spindles) => commit.run(spindles, &older),
         None => Err(CommitError::Closed),
     });
     let meter = &entry.events().meter;
@@ -304,7 +311,9 @@ fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>]) -> SnapEve
     }
     match unlinked.and_then(|()| remove_regions(spindles, &manifest, None)) {
         Ok(()) => {
-            if newer.is_none() {
+            // What was damaged on the disk alone is served on.
+            let is_served = entry.desk.served().is_some_and(|hot| hot.version() == version);
+            if newer.is_none() && !is_served {
                 entry.flushed(manifest.file_bytes());
             }
             SnapEvent::Removed { version }
