@@ -1193,7 +1193,8 @@ impl CacheCore {
         let unfinished = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             // Nobody hears it, and nobody has said how long the disks may take.
-            return Err(CloseError { loading, unfinished, failed: Vec::new(), abandoned: Vec::new() });
+            let (failed, abandoned, pins) = (Vec::new(), Vec::new(), Vec::new());
+            return Err(CloseError { loading, unfinished, failed, abandoned, pins });
         }
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         self.access.note(&self.entries_now());
@@ -1202,10 +1203,8 @@ impl CacheCore {
         abandoned.extend(reading.filter(|_| !self.recovering.is_over()));
         self.events.stop();
         let failed = self.runner.commits.take_failed();
-        if loading.is_empty() && unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
-            return Ok(());
-        }
-        Err(CloseError { loading, unfinished, failed, abandoned })
+        let error = CloseError { loading, unfinished, failed, abandoned, pins: self.access.without_pins() };
+        if error.is_empty() { Ok(()) } else { Err(error) }
     }
 
     /// Ends what loaders are at, and does not wait for it.

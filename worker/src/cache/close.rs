@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
@@ -46,9 +47,20 @@ pub struct CloseError {
     /// Threads that a hung disk keeps, each with what it waits for. They end when the disk answers. Until then
     /// their spindle's folder can't be opened again.
     pub abandoned: Vec<String>,
+    /// Access logs that could not be saved, so that the next start does not know what was pinned or unpinned.
+    pub pins: Vec<PathBuf>,
 }
 
 impl std::error::Error for CloseError {}
+
+impl CloseError {
+    /// Whether nothing was left behind after all.
+    pub(crate) fn is_empty(&self) -> bool {
+        let CloseError { loading, unfinished, failed, abandoned, pins } = self;
+        let is_done = loading.is_empty() && unfinished.is_empty() && failed.is_empty();
+        is_done && abandoned.is_empty() && pins.is_empty()
+    }
+}
 
 impl fmt::Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,6 +76,10 @@ impl fmt::Display for CloseError {
         }
         if !self.abandoned.is_empty() {
             parts.push(format!("left behind: {}", self.abandoned.join(", ")));
+        }
+        if !self.pins.is_empty() {
+            let logs: Vec<String> = self.pins.iter().map(|log| log.display().to_string()).collect();
+            parts.push(format!("what was pinned could not be saved in {}", logs.join(", ")));
         }
         write!(f, "the cache was closed, but {}", parts.join("; "))
     }

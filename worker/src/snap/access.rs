@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use pelton_region_format::Key;
 
 use crate::spindle::engine::{DiskError, Op, PageBuffer};
@@ -102,8 +103,8 @@ pub(crate) enum Opened {
 pub(crate) struct AccessLog {
     spindle: Arc<Spindle>,
     inner: Mutex<Inner>,
-    /// Held while it is saved: one after the other.
-    saving: Mutex<Option<Tail>>,
+    /// Whoever saves has its one message: one after the other.
+    tail: (Sender<Option<Tail>>, Receiver<Option<Tail>>),
     is_kept: bool,
 }
 
@@ -114,6 +115,8 @@ struct Inner {
     changed: BTreeSet<Key>,
     /// What lies on the disk does not hold to its end: the next save writes all of it anew, whatever has changed.
     is_broken: bool,
+    /// Among what has changed are pins: that is what somebody has wished, and must hear of if it can't be kept.
+    are_pins_changed: bool,
 }
 
 /// Where the next record goes.
@@ -154,12 +157,9 @@ impl AccessLog {
 
     /// One that says nothing yet.
     fn empty(spindle: &Arc<Spindle>) -> AccessLog {
-        AccessLog {
-            spindle: spindle.clone(),
-            inner: Mutex::default(),
-            saving: Mutex::new(None),
-            is_kept: true,
-        }
+        let tail = bounded(1);
+        tail.0.send(None).expect("there is room for one");
+        AccessLog { spindle: spindle.clone(), inner: Mutex::default(), tail, is_kept: true }
     }
 
     /// What is known of a snap.
@@ -180,6 +180,11 @@ impl AccessLog {
         self.is_kept && (inner.is_broken || !inner.changed.is_empty())
     }
 
+    /// Whether somebody has pinned or unpinned something, and that is not on the disk.
+    pub(crate) fn lacks_pins(&self) -> bool {
+        self.lock().are_pins_changed
+    }
+
     /// Takes note of what is known of some snaps now. Of the others it forgets those that are not to stay. Asks no disk.
     pub(crate) fn note<'a>(
         &self,
@@ -187,10 +192,11 @@ impl AccessLog {
         stays: impl Fn(&Key) -> bool,
     ) {
         let mut inner = self.lock();
-        let Inner { facts, changed, .. } = &mut *inner;
+        let Inner { facts, changed, are_pins_changed, .. } = &mut *inner;
         let mut count = 0;
         for (key, now) in known {
             count += 1;
+            *are_pins_changed |= facts.snap(key).is_some_and(|before| before.pinned) != now.pinned;
             match facts.snaps.get_mut(key) {
                 Some(before) if *before == now => {}
                 Some(before) => {
@@ -219,14 +225,36 @@ impl AccessLog {
     /// # Errors
     /// The disk refused. What was noted is still known, and the next save writes all of it anew.
     pub(crate) fn save(&self, deadline: Option<Instant>) -> Result<(), DiskError> {
-        let mut saving = lock(&self.saving);
         if !self.has_changed() {
             return Ok(());
         }
-        let tail = saving.take();
-        let (records, all) = {
+        let (give, take) = &self.tail;
+        let tail = match deadline {
+            None => take.recv().ok(),
+            Some(deadline) => take.recv_deadline(deadline).ok(),
+        };
+        let Some(tail) = tail else {
+            let path = self.spindle.folder.join(LOG_FILE);
+            return Err(Op::ReadSmall { path, bytes_max: LOG_BYTES_MAX }.subject().late());
+        };
+        let saved = self.save_after(tail, deadline);
+        let (tail, saved) = match saved {
+            Ok(tail) => (tail, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        give.send(tail).expect("there is room for the one that was taken");
+        saved
+    }
+
+    /// Says where the next record goes.
+    fn save_after(&self, tail: Option<Tail>, deadline: Option<Instant>) -> Result<Option<Tail>, DiskError> {
+        let (records, all, are_pins_changed) = {
             let mut inner = self.lock();
+            if inner.changed.is_empty() && !inner.is_broken {
+                return Ok(tail); // Somebody else has saved it.
+            }
             inner.is_broken = false;
+            let are_pins_changed = std::mem::take(&mut inner.are_pins_changed);
             let changed = std::mem::take(&mut inner.changed);
             let record = |key: Key| match inner.facts.snap(&key) {
                 Some(facts) => Record::Snap(key, facts.clone()),
@@ -235,26 +263,20 @@ impl AccessLog {
             let records: Vec<Record> = changed.into_iter().map(record).collect();
             let is_long = |tail: &Tail| tail.offset > GROWTH_MIN.max(GROWTH_MAX * tail.compact_bytes);
             let all = tail.as_ref().is_none_or(is_long).then(|| inner.facts.clone());
-            (records, all)
+            (records, all, are_pins_changed)
         };
         let saved = match (tail, all) {
             (Some(tail), None) => self.append(tail, &records, deadline),
             (_, all) => self.make_anew(&all.expect("without a tail it is made anew"), deadline),
         };
-        match saved {
-            Ok(tail) => {
-                *saving = Some(tail);
-                Ok(())
-            }
-            Err(error) => {
-                let mut inner = self.lock();
-                inner.is_broken = true;
-                inner.changed.extend(records.into_iter().map(|record| match record {
-                    Record::Snap(key, _) | Record::Erased(key) => key,
-                }));
-                Err(error)
-            }
-        }
+        saved.map(Some).inspect_err(|_| {
+            let mut inner = self.lock();
+            inner.is_broken = true;
+            inner.are_pins_changed |= are_pins_changed;
+            inner.changed.extend(records.into_iter().map(|record| match record {
+                Record::Snap(key, _) | Record::Erased(key) => key,
+            }));
+        })
     }
 
     /// A failed sync is final: that file is never written again, so there is no tail then.

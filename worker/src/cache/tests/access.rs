@@ -150,3 +150,19 @@ fn pins_come_back_with_their_spindles() {
         cache.close(None).unwrap();
     }
 }
+
+#[test]
+fn closing_tells_that_a_pin_can_not_be_kept() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Auto)).unwrap();
+    let _ = rig.disks[0].clone().with_fault(When::Every("create"), Failure::Error(Errno::NOSPC));
+    drop(cache.lease(&key(), Want::Latest, None).unwrap());
+    cache.snap(&key()).pin();
+    let error = cache.close(None).unwrap_err();
+    assert!(error.pins.len() == 1 && error.pins[0].ends_with("access-log"), "{error}");
+    // When somebody has asked for it is not worth an error.
+    let cache = rig.open(HealthLimits::default());
+    drop(cache.lease(&key(), Want::Latest, None).unwrap());
+    cache.close(None).unwrap();
+}

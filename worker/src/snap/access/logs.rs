@@ -118,6 +118,12 @@ impl AccessLogs {
         }
     }
 
+    /// The logs that lack what somebody has pinned or unpinned.
+    pub(crate) fn without_pins(&self) -> Vec<PathBuf> {
+        let lacking = self.logs.iter().zip(&self.spindles).filter(|(log, _)| log.lacks_pins());
+        lacking.map(|(_, spindle)| spindle.folder.join(LOG_FILE)).collect()
+    }
+
     /// Has the keeper save soon.
     pub(crate) fn poke(&self) {
         let _ = self.pokes.try_send(()); // One that lies there already does as well.
