@@ -225,9 +225,10 @@ impl AccessLog {
     /// # Errors
     /// The disk refused. What was noted is still known, and the next save writes all of it anew.
     pub(crate) fn save(&self, deadline: Option<Instant>) -> Result<(), DiskError> {
-        if !self.has_changed() {
+        if !self.is_kept {
             return Ok(());
         }
+        // Also if nothing has changed: what somebody else is saving now is not saved yet.
         let (give, take) = &self.tail;
         let tail = match deadline {
             None => take.recv().ok(),
@@ -251,7 +252,7 @@ impl AccessLog {
         let (records, all, are_pins_changed) = {
             let mut inner = self.lock();
             if inner.changed.is_empty() && !inner.is_broken {
-                return Ok(tail); // Somebody else has saved it.
+                return Ok(tail);
             }
             inner.is_broken = false;
             let are_pins_changed = std::mem::take(&mut inner.are_pins_changed);
