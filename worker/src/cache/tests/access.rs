@@ -87,6 +87,8 @@ fn a_pin_comes_to_the_disk_soon_and_holds_for_what_is_yet_to_be_loaded() {
         assert!(Instant::now() < give_up, "nobody has closed the cache");
         std::thread::yield_now();
     }
+    // The keeper has begun to write it: now wait until that has come to its end.
+    cache.core.access.save_on(0, give_up);
     // As a process ends that is killed.
     let cut = rig.disks[0].restart();
     drop(cache);
