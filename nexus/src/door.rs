@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pelton_nexus_proto::lane::{LaneAnswer, LaneError, LaneOpening};
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -18,8 +17,9 @@ use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::lanes::{LaneLimits, Lanes};
+use crate::role::{Identity, Role};
 use crate::stream::Stream;
-use crate::tls::ServerSecurity;
+use crate::tls::{self, ServerSecurity};
 
 /// How a lane begins.
 const LANE_MAGIC: &[u8; MAGIC_BYTES] = b"pelton L";
@@ -30,6 +30,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const INTRODUCTION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Connections that are introduced and not taken up yet.
 const READY_CONNECTIONS_MAX: usize = 64;
+/// How much of what a refused connection still sends is read before it is closed, in reads of 1 KiB.
+const LINGER_READS_MAX: usize = 64;
 
 /// A port that is listened on.
 pub struct Door {
@@ -44,10 +46,25 @@ pub struct Door {
 pub struct Caller {
     /// Where from.
     pub address: SocketAddr,
-    /// The certificate it has shown, checked. Nothing without TLS, or if it has shown none.
-    pub certificate: Option<CertificateDer<'static>>,
+    /// Whom the certificate names that it has shown. Nothing without TLS, or if it was not asked for one.
+    pub identity: Option<Identity>,
     /// Whether the connection is TLS.
     pub tls: bool,
+}
+
+impl Caller {
+    /// What it may do. Whoever reaches a plain port may do everything; under TLS the certificate says.
+    pub fn role(&self) -> Option<Role> {
+        if self.tls { self.identity.as_ref()?.role() } else { Some(Role::Admin) }
+    }
+
+    /// Who it is, for logs and for what each peer may have: the certificate's name, else the host's address.
+    pub fn name(&self) -> String {
+        match &self.identity {
+            Some(identity) => identity.name().to_owned(),
+            None => self.address.ip().to_string(),
+        }
+    }
 }
 
 /// A connection that speaks gRPC.
@@ -112,8 +129,12 @@ impl Door {
                         let _ = ready.send(Ok(connection)).await;
                     }
                     Ok(Ok(None)) => {}
-                    Ok(Err(error)) => tracing::debug!(peer = %address, %error, "a connection was refused"),
-                    Err(_) => tracing::debug!(peer = %address, "a connection said nothing"),
+                    // Somebody who only looked whether the port is open.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        tracing::debug!(peer = %address, "a connection was closed before it said anything");
+                    }
+                    Ok(Err(error)) => tracing::warn!(peer = %address, %error, "a connection was refused"),
+                    Err(_) => tracing::debug!(peer = %address, "a connection said too little"),
                 }
             });
         }
@@ -130,21 +151,31 @@ async fn introduce(
     tcp.set_nodelay(true)?;
     let mut stream = match security {
         ServerSecurity::Plain => Stream::Plain(tcp),
-        ServerSecurity::Tls(acceptor) => Stream::Tls(Box::new(acceptor.accept(tcp).await?.into())),
+        ServerSecurity::Tls(tls) => {
+            match tls.acceptor().await.accept(tcp).into_fallible().await {
+                Ok(stream) => Stream::Tls(Box::new(stream.into())),
+                Err((error, tcp)) => {
+                    linger(tcp).await;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, tls::explain(&error)));
+                }
+            }
+        }
     };
     let mut begun = [0; MAGIC_BYTES];
-    stream.read_exact(&mut begun).await?;
+    let begin = stream.read_exact(&mut begun).await;
+    begin.map_err(|error| io::Error::new(error.kind(), tls::explain(&error)))?;
     if begun == *LANE_MAGIC {
         return introduce_lane(begun, stream, &lanes).await.map(|()| None);
     }
-    if matches!(stream, Stream::Plain(_)) && begun[0] == TLS_HANDSHAKE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it speaks TLS, and this port does not"));
-    }
-    let certificate = match &stream {
-        Stream::Plain(_) => None,
-        Stream::Tls(tls) => certificate(tls),
+    let (identity, tls) = match stream {
+        Stream::Plain(tcp) if begun[0] == TLS_HANDSHAKE => {
+            linger(tcp).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it speaks TLS, and this port does not"));
+        }
+        Stream::Plain(_) => (None, false),
+        Stream::Tls(ref tls) => (identity(tls), true),
     };
-    let caller = Caller { address, certificate, tls: matches!(stream, Stream::Tls(_)) };
+    let caller = Caller { address, identity, tls };
     Ok(Some(Connection { begun, given: 0, stream, caller }))
 }
 
@@ -166,9 +197,23 @@ async fn introduce_lane(begun: [u8; MAGIC_BYTES], mut stream: Stream, lanes: &La
     Ok(())
 }
 
-fn certificate(tls: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
+fn identity(tls: &TlsStream<TcpStream>) -> Option<Identity> {
     let (_, session) = tls.get_ref();
-    session.peer_certificates()?.first().map(|certificate| certificate.clone().into_owned())
+    session.peer_certificates()?.first().map(Identity::of)
+}
+
+/// Closes a connection so that the other side can read what was said last.
+///
+/// What is closed with bytes unread is reset, and a reset overtakes the alert that tells why.
+async fn linger(mut tcp: TcpStream) {
+    let _ = tcp.shutdown().await;
+    let mut unread = [0; 1024];
+    for _ in 0..LINGER_READS_MAX {
+        match tcp.read(&mut unread).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
 }
 
 /// The gRPC connections of a door, as they come.

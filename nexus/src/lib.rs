@@ -9,17 +9,19 @@
 //! What is said, and what each end decides, is `pelton-nexus-proto`'s; here are the sockets. Everything runs on a
 //! tokio runtime that the caller brings.
 //!
-//! - To listen: [`Door`]. To connect: [`Dial`].
+//! - To listen: [`Door`]. To connect: [`Dial`]. What secures both: [`ServerTls`], [`ClientTls`].
 #![forbid(unsafe_code)]
 
 mod dial;
 mod door;
 mod lanes;
+mod role;
 mod stream;
 mod tls;
 
 pub use dial::{Dial, DialError};
 pub use door::{Caller, Connection, Door, Incoming};
 pub use lanes::{LaneLimits, LanePlace, Lanes, OfferedLane};
+pub use role::{Identity, Role};
 pub use stream::Stream;
-pub use tls::{ClientSecurity, ServerSecurity};
+pub use tls::{ClientSecurity, ClientTls, ServerSecurity, ServerTls, TlsFileError};
