@@ -151,15 +151,13 @@ async fn introduce(
     tcp.set_nodelay(true)?;
     let mut stream = match security {
         ServerSecurity::Plain => Stream::Plain(tcp),
-        ServerSecurity::Tls(tls) => {
-            match tls.acceptor().await.accept(tcp).into_fallible().await {
-                Ok(stream) => Stream::Tls(Box::new(stream.into())),
-                Err((error, tcp)) => {
-                    linger(tcp).await;
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, tls::explain(&error)));
-                }
+        ServerSecurity::Tls(tls) => match tls.acceptor().await.accept(tcp).into_fallible().await {
+            Ok(stream) => Stream::Tls(Box::new(stream.into())),
+            Err((error, tcp)) => {
+                linger(tcp).await;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, tls::explain(&error)));
             }
-        }
+        },
     };
     let mut begun = [0; MAGIC_BYTES];
     let begin = stream.read_exact(&mut begun).await;

@@ -134,8 +134,17 @@ impl<C: Send + Sync + 'static> Reloaded<C> {
     pub(super) async fn current(&self) -> Arc<C> {
         if self.is_time_to_look() {
             let shared = Arc::clone(&self.shared);
-            // A disk that hangs keeps one connection waiting, not the runtime. A panic is as good as no change.
-            let _ = tokio::task::spawn_blocking(move || shared.look()).await;
+            // A disk that hangs keeps one connection waiting, not the runtime.
+            match tokio::task::spawn_blocking(move || shared.look()).await {
+                Ok(Some(Ok(()))) => {
+                    tracing::info!(files = %self.shared.files, "certificates were read again");
+                }
+                Ok(Some(Err(error))) => {
+                    tracing::error!(%error, "new certificates can't be used; the ones from before are kept");
+                }
+                // Nothing has changed, or the runtime ends.
+                Ok(None) | Err(_) => {}
+            }
         }
         Arc::clone(&self.shared.lock().config)
     }
@@ -153,25 +162,16 @@ impl<C: Send + Sync + 'static> Reloaded<C> {
 }
 
 impl<C> Shared<C> {
-    fn look(&self) {
+    /// Reads the files if they have changed since they were last read. Nothing if they have not.
+    fn look(&self) -> Option<Result<(), TlsFileError>> {
         let stamps = self.files.stamps();
         if self.lock().stamps == stamps {
-            return;
+            return None;
         }
         let read = self.files.read(self.make);
         let mut state = self.lock();
         state.stamps = stamps;
-        match read {
-            Ok(config) => {
-                state.config = Arc::new(config);
-                drop(state);
-                tracing::info!(files = %self.files, "certificates were read again");
-            }
-            Err(error) => {
-                drop(state);
-                tracing::error!(%error, "new certificates can't be used; the ones from before are kept");
-            }
-        }
+        Some(read.map(|config| state.config = Arc::new(config)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State<C>> {
@@ -239,7 +239,9 @@ fn read_identity(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsFile
 fn read_ca(path: &Path) -> Result<RootCertStore, TlsFileError> {
     let mut store = RootCertStore::empty();
     for certificate in read_certificates(path)? {
-        store.add(certificate).map_err(|_| content(path, "a certificate in it is no CA that can be trusted"))?;
+        store
+            .add(certificate)
+            .map_err(|_| content(path, "a certificate in it is no CA that can be trusted"))?;
     }
     Ok(store)
 }

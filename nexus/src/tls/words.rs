@@ -18,9 +18,9 @@ pub(crate) fn explain(error: &io::Error) -> String {
 
 fn explain_tls(error: &Error) -> String {
     match error {
-        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
-            "what it says is not TLS; perhaps it speaks plain".to_owned()
-        }
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+        ) => "what it says is not TLS; perhaps it speaks plain".to_owned(),
         Error::InvalidCertificate(problem) => format!("its certificate {}", explain_certificate(problem)),
         Error::NoCertificatesPresented => "it shows no certificate, and one is needed".to_owned(),
         Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
