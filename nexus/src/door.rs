@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pelton_nexus_proto::lane::{LaneAnswer, LaneError, LaneOpening};
+use pelton_nexus_proto::{LimitExceeded, Limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -17,6 +18,7 @@ use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::lanes::{LaneLimits, Lanes};
+use crate::places::{PeerPlace, Place, Places};
 use crate::role::{Identity, Role};
 use crate::stream::Stream;
 use crate::tls::{self, ServerSecurity};
@@ -30,6 +32,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const INTRODUCTION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Connections that are introduced and not taken up yet.
 const READY_CONNECTIONS_MAX: usize = 64;
+/// How long a connection beyond the limits may take to hear so.
+const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How much of what a refused connection still sends is read before it is closed, in reads of 1 KiB.
 const LINGER_READS_MAX: usize = 64;
 
@@ -39,6 +43,7 @@ pub struct Door {
     address: SocketAddr,
     security: ServerSecurity,
     lanes: Lanes,
+    places: Places,
 }
 
 /// Who is at the other end of a connection.
@@ -75,6 +80,8 @@ pub struct Connection {
     given: usize,
     stream: Stream,
     caller: Caller,
+    /// Given back when the connection is closed.
+    _place: PeerPlace,
 }
 
 impl Door {
@@ -86,7 +93,12 @@ impl Door {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let lanes = Lanes::new(address.port(), security.is_tls(), limits);
-        Ok(Door { listener, address, security, lanes })
+        Ok(Door { listener, address, security, lanes, places: Places::new(&Limits::default()) })
+    }
+
+    /// Sets how many connections may be open at once, in all and of one peer.
+    pub fn limits(&mut self, limits: &Limits) {
+        self.places = Places::new(limits);
     }
 
     /// Where it listens.
@@ -121,9 +133,25 @@ impl Door {
                     continue;
                 }
             };
+            let place = match self.places.take() {
+                Ok(place) => place,
+                // Whoever comes in such numbers gets no words for each.
+                Err(None) => continue,
+                Err(Some((refusal, error))) => {
+                    tracing::warn!(peer = %address, %error, "a connection was refused");
+                    let is_tls = self.security.is_tls();
+                    tokio::spawn(async move {
+                        let _refusal = refusal;
+                        let refuse = refuse(tcp, is_tls, error);
+                        let _ = tokio::time::timeout(REFUSAL_WAIT_MAX, refuse).await;
+                    });
+                    continue;
+                }
+            };
             let (security, lanes, ready) = (self.security.clone(), self.lanes.clone(), ready.clone());
+            let places = self.places.clone();
             tokio::spawn(async move {
-                let introduced = introduce(tcp, address, security, lanes);
+                let introduced = introduce(tcp, address, security, lanes, place, places);
                 match tokio::time::timeout(INTRODUCTION_WAIT_MAX, introduced).await {
                     Ok(Ok(Some(connection))) => {
                         let _ = ready.send(Ok(connection)).await;
@@ -147,6 +175,8 @@ async fn introduce(
     address: SocketAddr,
     security: ServerSecurity,
     lanes: Lanes,
+    place: Place,
+    places: Places,
 ) -> io::Result<Option<Connection>> {
     tcp.set_nodelay(true)?;
     let mut stream = match security {
@@ -163,6 +193,7 @@ async fn introduce(
     let begin = stream.read_exact(&mut begun).await;
     begin.map_err(|error| io::Error::new(error.kind(), tls::explain(&error)))?;
     if begun == *LANE_MAGIC {
+        // Lanes have a limit of their own, and their connections are not counted longer than this.
         return introduce_lane(begun, stream, &lanes).await.map(|()| None);
     }
     let (identity, tls) = match stream {
@@ -174,7 +205,15 @@ async fn introduce(
         Stream::Tls(ref tls) => (identity(tls), true),
     };
     let caller = Caller { address, identity, tls };
-    Ok(Some(Connection { begun, given: 0, stream, caller }))
+    match places.take_of_peer(&caller.name(), place) {
+        Ok(place) => Ok(Some(Connection { begun, given: 0, stream, caller, _place: place })),
+        Err(error) => {
+            let _ = stream.write_all(&goodbye(&error.to_string())).await;
+            let _ = stream.shutdown().await;
+            read_out(&mut stream).await;
+            Err(io::Error::new(io::ErrorKind::QuotaExceeded, error))
+        }
+    }
 }
 
 async fn introduce_lane(begun: [u8; MAGIC_BYTES], mut stream: Stream, lanes: &Lanes) -> io::Result<()> {
@@ -205,13 +244,40 @@ fn identity(tls: &TlsStream<TcpStream>) -> Option<Identity> {
 /// What is closed with bytes unread is reset, and a reset overtakes the alert that tells why.
 async fn linger(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
+    read_out(&mut tcp).await;
+}
+
+async fn read_out(stream: &mut (impl AsyncRead + Unpin)) {
     let mut unread = [0; 1024];
     for _ in 0..LINGER_READS_MAX {
-        match tcp.read(&mut unread).await {
+        match stream.read(&mut unread).await {
             Ok(1..) => {}
             Ok(0) | Err(_) => return,
         }
     }
+}
+
+/// Says that there are too many connections, as far as that can be said without more work: not under TLS.
+async fn refuse(mut tcp: TcpStream, is_tls: bool, error: LimitExceeded) {
+    if !is_tls {
+        let _ = tcp.write_all(&goodbye(&error.to_string())).await;
+    }
+    linger(tcp).await;
+}
+
+/// HTTP/2 for: nothing is done here, since you ask for too much. gRPC's clients make RESOURCE_EXHAUSTED of it.
+fn goodbye(text: &str) -> Vec<u8> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: u8 = 7;
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    let mut bytes = SETTINGS.to_vec();
+    let len = u32::try_from(8 + text.len()).unwrap_or(u32::MAX);
+    bytes.extend(&len.to_be_bytes()[1..]);
+    bytes.extend([GOAWAY, 0, 0, 0, 0, 0]);
+    bytes.extend(0_u32.to_be_bytes()); // No call was looked at.
+    bytes.extend(ENHANCE_YOUR_CALM.to_be_bytes());
+    bytes.extend(text.as_bytes());
+    bytes
 }
 
 /// The gRPC connections of a door, as they come.

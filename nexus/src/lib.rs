@@ -10,11 +10,14 @@
 //! tokio runtime that the caller brings.
 //!
 //! - To listen: [`Door`]. To connect: [`Dial`]. What secures both: [`ServerTls`], [`ClientTls`].
+//! - To serve a cache: [`node::Node`]. To ask one that serves: [`node::NodeClient`].
 #![forbid(unsafe_code)]
 
 mod dial;
 mod door;
 mod lanes;
+pub mod node;
+mod places;
 mod role;
 mod stream;
 mod tls;
