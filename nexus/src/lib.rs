@@ -25,6 +25,7 @@ mod tls;
 pub use dial::{Dial, DialError};
 pub use door::{Caller, Connection, Door, Incoming};
 pub use lanes::{LaneLimits, LanePlace, Lanes, OfferedLane};
+pub use pelton_nexus_proto::messages;
 pub use role::{Identity, Role};
 pub use stream::Stream;
 pub use tls::{ClientSecurity, ClientTls, ServerSecurity, ServerTls, TlsFileError};

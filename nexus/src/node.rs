@@ -131,7 +131,7 @@ impl Node {
             .initial_stream_window_size(crate::dial::STREAM_WINDOW_BYTES)
             .http2_keepalive_interval(Some(ALIVE_EVERY))
             .http2_keepalive_timeout(Some(ALIVE_EVERY))
-            .layer(gate::GateLayer::new(Arc::clone(&state)))
+            .layer(gate::GateLayer::new(Arc::clone(&state), &limits))
             .add_routes(routes.routes())
             .serve_with_incoming_shutdown(door.incoming(), drained);
         let over = async {

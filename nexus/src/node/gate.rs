@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::Frame;
+use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::messages::Operation;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
+use tonic::{Code, Status};
 use tower::Layer;
 
 use super::state::{Call, State};
@@ -67,11 +68,12 @@ fn is_work(path: &str) -> bool {
 #[derive(Clone)]
 pub(super) struct GateLayer {
     state: Arc<State>,
+    message_bytes_max: u64,
 }
 
 impl GateLayer {
-    pub(super) fn new(state: Arc<State>) -> GateLayer {
-        GateLayer { state }
+    pub(super) fn new(state: Arc<State>, limits: &Limits) -> GateLayer {
+        GateLayer { state, message_bytes_max: limits.message_bytes_max }
     }
 }
 
@@ -79,7 +81,7 @@ impl<S> Layer<S> for GateLayer {
     type Service = Gate<S>;
 
     fn layer(&self, inner: S) -> Gate<S> {
-        Gate { inner, state: Arc::clone(&self.state) }
+        Gate { inner, state: Arc::clone(&self.state), message_bytes_max: self.message_bytes_max }
     }
 }
 
@@ -88,6 +90,7 @@ impl<S> Layer<S> for GateLayer {
 pub(super) struct Gate<S> {
     inner: S,
     state: Arc<State>,
+    message_bytes_max: u64,
 }
 
 impl<S> Service<http::Request<Body>> for Gate<S>
@@ -120,7 +123,7 @@ where
             let status = Status::unavailable("the node drains and takes nothing new; ask another");
             return Box::pin(std::future::ready(Ok(status.into_http())));
         };
-        let answering = self.inner.call(request);
+        let (answering, message_bytes_max) = (self.inner.call(request), self.message_bytes_max);
         Box::pin(async move {
             let mut cut = Box::pin(call.cut());
             tokio::select! {
@@ -128,7 +131,10 @@ where
                 biased;
                 answer = answering => {
                     let hold = |body| Body::new(Held { body, cut, call: Some(call) });
-                    answer.map(|answer| answer.map(hold))
+                    answer.map(|answer| match is_too_large(&answer) {
+                        true => too_large(message_bytes_max).into_http(),
+                        false => answer.map(hold),
+                    })
                 }
                 () = &mut cut => {
                     call.count_cut();
@@ -137,6 +143,18 @@ where
             }
         })
     }
+}
+
+/// Whether the request's message was not even read: the codec says so by a status that nothing else here uses.
+fn is_too_large(answer: &http::Response<Body>) -> bool {
+    let status = answer.headers().get("grpc-status").and_then(|status| status.to_str().ok());
+    status.and_then(|status| status.parse().ok()) == Some(Code::OutOfRange as i32)
+}
+
+fn too_large(max: u64) -> Status {
+    Status::resource_exhausted(format!(
+        "message_bytes_max: a message has more than the {max} bytes that are allowed"
+    ))
 }
 
 fn cut_status() -> Status {

@@ -111,6 +111,7 @@ impl State {
         drained.expect("it was waited for")
     }
 
+    #[cfg(test)]
     fn has_begun_to_drain(&self) -> bool {
         self.now.borrow().drains_until.is_some()
     }
