@@ -2,14 +2,16 @@
 
 mod page;
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use pelton::nexus::node::{Node, NodeHandle};
 use pelton::nexus::{Door, LaneLimits};
+use pelton::units::count;
 use pelton::{Cache, CacheBuilder};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,6 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::cache::{self, CacheOptions};
 use crate::failure::{Failure, reason};
+use crate::say;
 use crate::stdout::Stdout;
 use crate::tls::TlsOptions;
 
@@ -51,7 +54,7 @@ impl Serve {
         let recorder = PrometheusBuilder::new().build_recorder();
         let page = recorder.handle();
         let builder = CacheBuilder::from_config(self.cache.config()?);
-        let cache = cache::open_with(builder.recorder(std::sync::Arc::new(recorder)))?;
+        let cache = cache::open_with(builder.recorder(Arc::new(recorder)))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("pelton-serve")
             .enable_all()
@@ -80,13 +83,8 @@ impl Serve {
         runtime.shutdown_background();
         let closed = close(cache);
         let drained = served?;
-        let mut stderr = io::stderr();
-        let _ = writeln!(
-            stderr,
-            "pelton: ended; {} cut off, {} left",
-            pelton::units::count(drained.calls_cut, "call"),
-            pelton::units::count(drained.leases_left, "lease"),
-        );
+        let (calls, leases) = (count(drained.calls_cut, "call"), count(drained.leases_left, "lease"));
+        say(&format_args!("ended; {calls} cut off, {leases} left"));
         closed
     }
 }

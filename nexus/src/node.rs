@@ -33,6 +33,7 @@ use tonic::transport::Server;
 use crate::door::Door;
 use state::State;
 
+pub use admin::more_than_half;
 pub use client::{AskError, NodeClient};
 pub use state::{Drained, NodeHandle};
 pub use wire::{Damage, Listed, Operated, OperatedOutcome, Progressed, RemoteOptions};
@@ -97,8 +98,8 @@ impl Node {
     }
 
     /// Sets how long a drain waits for what is under way, if whoever drains does not say.
-    pub fn drain_wait(mut self, wait: Duration) -> Node {
-        self.state = Arc::new(State::new(wait));
+    pub fn drain_wait(self, wait: Duration) -> Node {
+        self.state.set_drain_wait(wait);
         self
     }
 

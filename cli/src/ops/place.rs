@@ -5,8 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use pelton::nexus::Dial;
 use pelton::nexus::messages::LeaseInfo;
-use pelton::nexus::node::{AskError, Listed, NodeClient, Operated, RemoteOptions};
-use pelton::units::{Size, count};
+use pelton::nexus::node::{AskError, Listed, NodeClient, Operated, RemoteOptions, more_than_half};
 use pelton::{
     By, Cache, Fingerprint, KeyPattern, OnProgress, Operation, OperationOptions, Selected, Selection,
 };
@@ -107,7 +106,8 @@ impl Place {
             Place::Here(cache) => {
                 let removes = matches!(operation, Operation::Flush | Operation::Erase);
                 if removes && !how.dry_run && !how.confirmed {
-                    check_half(cache, selection, operation)?;
+                    let what = more_than_half(cache, &cache.select(selection), operation);
+                    what.map_or(Ok(()), |what| Err(unconfirmed(&what)))?;
                 }
                 let mut options = OperationOptions::default();
                 (options.dry_run, options.rate) = (how.dry_run, how.rate);
@@ -170,27 +170,6 @@ impl From<LeaseInfo> for Leased {
 fn follow(progress: &Arc<Progress>) -> OnProgress {
     let progress = progress.clone();
     OnProgress::new(move |bytes| progress.advance(usize::try_from(bytes).unwrap_or(usize::MAX)))
-}
-
-/// Refuses to remove more than half of what there is: that is more often a slip than a wish.
-fn check_half(cache: &Cache, selection: &Selection, operation: Operation) -> Result<(), Failure> {
-    let sum = |found: &[Selected]| {
-        let bytes = |snap: &pelton::SnapStatus| snap.file_bytes.max(snap.memory_bytes);
-        found.iter().flat_map(|one| &one.snaps).map(bytes).sum::<u64>()
-    };
-    let found = cache.select(selection);
-    let (part, whole) = (sum(&found), sum(&cache.select(&Selection::new(KeyPattern::ALL))));
-    if part <= whole / 2 {
-        return Ok(());
-    }
-    let slices = found.iter().map(|one| one.snaps.len()).sum::<usize>();
-    Err(unconfirmed(&format!(
-        "that would {} {}, {} of the {} in the cache",
-        if operation == Operation::Flush { "flush" } else { "erase" },
-        count(slices as u64, "slice"),
-        Size(part),
-        Size(whole),
-    )))
 }
 
 fn unconfirmed(what: &str) -> Failure {

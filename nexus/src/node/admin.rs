@@ -77,11 +77,11 @@ impl Operators {
         let (asked, wants_check) = (selection.clone(), removes && !options.dry_run && !confirmed);
         let found = self.look(move |cache| {
             let found = cache.select(&asked);
-            let half = if wants_check { check_half(cache, &found, operation) } else { Ok(()) };
-            half.map(|()| {
-                let snaps = found.iter().map(|one| one.snaps.len() as u64).sum();
-                (snaps, found.iter().map(Selected::file_bytes).sum())
-            })
+            if let Some(what) = wants_check.then(|| more_than_half(cache, &found, operation)).flatten() {
+                return Err(Status::failed_precondition(what));
+            }
+            let snaps = found.iter().map(|one| one.snaps.len() as u64).sum();
+            Ok((snaps, found.iter().map(Selected::file_bytes).sum()))
         });
         let (snaps, bytes_total): (u64, u64) = found.await??;
         let progress = OperateProgress { snaps_matched: snaps, bytes_total, ..OperateProgress::default() };
@@ -164,24 +164,25 @@ impl Tally {
     }
 }
 
-/// Refuses to remove more than half of what there is: that is more often a slip than a wish.
-fn check_half(cache: &Cache, found: &[Selected], operation: Operation) -> Result<(), Status> {
+/// Says what a flush or erase of these would do, if that is more than half of what there is: that is more often a slip than
+/// a wish.
+pub fn more_than_half(cache: &Cache, found: &[Selected], operation: Operation) -> Option<String> {
     let sum = |found: &[Selected]| {
         let bytes = |snap: &pelton_worker::SnapStatus| snap.file_bytes.max(snap.memory_bytes);
         found.iter().flat_map(|one| &one.snaps).map(bytes).sum::<u64>()
     };
     let (part, whole) = (sum(found), sum(&cache.select(&Selection::new(KeyPattern::ALL))));
     if part <= whole / 2 {
-        return Ok(());
+        return None;
     }
     let slices = found.iter().map(|one| one.snaps.len() as u64).sum();
-    Err(Status::failed_precondition(format!(
+    Some(format!(
         "that would {} {}, {} of the {} in the cache",
         if operation == Operation::Flush { "flush" } else { "erase" },
         count(slices, "slice"),
         Size(part),
         Size(whole),
-    )))
+    ))
 }
 
 /// Who asked for what, for the one line that is kept of it.

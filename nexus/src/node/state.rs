@@ -13,7 +13,6 @@ const CUT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// What all parts of a node share.
 pub(super) struct State {
     now: watch::Sender<Now>,
-    drain_wait: Duration,
 }
 
 /// A node at one moment.
@@ -21,6 +20,8 @@ pub(super) struct State {
 struct Now {
     /// Whether all that lies on the disks is known.
     ready: bool,
+    /// How long a drain waits if whoever drains does not say.
+    drain_wait: Duration,
     /// Until when what is under way may go on, once the node drains.
     drains_until: Option<Instant>,
     /// Whether what is still under way is cut off.
@@ -69,7 +70,11 @@ impl NodeHandle {
 
 impl State {
     pub(super) fn new(drain_wait: Duration) -> State {
-        State { now: watch::Sender::new(Now::default()), drain_wait }
+        State { now: watch::Sender::new(Now { drain_wait, ..Now::default() }) }
+    }
+
+    pub(super) fn set_drain_wait(&self, wait: Duration) {
+        self.now.send_modify(|now| now.drain_wait = wait);
     }
 
     pub(super) fn set_ready(&self) {
@@ -97,8 +102,8 @@ impl State {
     }
 
     pub(super) async fn drain(&self, wait: Option<Duration>) -> Drained {
-        let until = Instant::now() + wait.unwrap_or(self.drain_wait);
         self.now.send_modify(|now| {
+            let until = Instant::now() + wait.unwrap_or(now.drain_wait);
             now.drains_until = Some(now.drains_until.map_or(until, |before| before.min(until)));
         });
         self.wait_until_drained().await
