@@ -135,6 +135,14 @@ impl Place {
         }
     }
 
+    /// Waits until what was done is on the disks. A node sees to that itself.
+    pub(super) fn close(self) -> Result<(), Failure> {
+        match self {
+            Place::Here(cache) => cache.close(None).map_err(|error| Failure::cache(&error)),
+            Place::There(_) => Ok(()),
+        }
+    }
+
     pub(super) fn leases(&self, pattern: &KeyPattern) -> Result<Vec<Leased>, Failure> {
         match self {
             Place::Here(cache) => {
