@@ -52,7 +52,12 @@ impl CacheOptions {
 /// is what a command is called for today. Room is made as ever.
 pub(crate) fn open(mut config: Config) -> Result<Cache, Failure> {
     config.ttls = vec![(KeyPattern::ALL, Ttls::NEVER)];
-    let cache = CacheBuilder::from_config(config).open().map_err(|error| Failure::cache(&error))?;
+    open_with(CacheBuilder::from_config(config))
+}
+
+/// Opens what was set up.
+pub(crate) fn open_with(builder: CacheBuilder) -> Result<Cache, Failure> {
+    let cache = builder.open().map_err(|error| Failure::cache(&error))?;
     for spindle in cache.spindles() {
         if let Some(other) = &spindle.shares_disk_with {
             let (folder, other) = (shown(&spindle.folder), shown(other));

@@ -2,7 +2,7 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs`, `ops/` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -17,8 +17,10 @@ mod output;
 mod progress;
 mod region;
 mod scan;
+mod serve;
 mod spool;
 mod stdout;
+mod tls;
 mod usage;
 
 use std::io::{self, Write};
@@ -63,6 +65,8 @@ enum Command {
     Warm(ops::change::Warm),
     /// Reads every byte of slices and compares it with its checksum
     Verify(ops::verify::Verify),
+    /// Serves a cache to sources, to other nodes and to operators, until SIGTERM
+    Serve(serve::Serve),
     /// Looks at region files, checks them, converts them and makes them
     #[command(subcommand)]
     Region(region::Command),
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Command::Unpin(unpin) => unpin.run(Operation::Unpin),
         Command::Warm(warm) => warm.run(),
         Command::Verify(verify) => verify.run(),
+        Command::Serve(serve) => serve.run(),
         Command::Region(command) => command.run(),
     });
     // Where nobody listens to messages either, nothing is left to do about it.

@@ -3,5 +3,6 @@
 pub(crate) mod change;
 mod choice;
 pub(crate) mod ls;
+mod place;
 mod table;
 pub(crate) mod verify;

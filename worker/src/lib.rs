@@ -49,8 +49,8 @@ pub use load::fill::{Fill, Packer};
 pub use load::{AsyncLoader, Counts, Loader, LoaderError};
 pub use ops::filter::{FilterError, FilterProblem, Filters};
 pub use ops::operation::{
-    DamagedFile, OnProgress, Operation, OperationError, OperationOptions, OperationOutcome, OperationRefusal,
-    OperationResult,
+    DamagedFile, OnProgress, OnResult, Operation, OperationError, OperationOptions, OperationOutcome,
+    OperationRefusal, OperationResult,
 };
 pub use ops::select::{By, Selected, Selection};
 pub use region::residence::Residence;

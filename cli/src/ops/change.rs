@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use clap::Args;
+use pelton::nexus::node::{Operated, OperatedOutcome};
 use pelton::units::{Size, count, parse_size};
-use pelton::{
-    Cache, KeyPattern, OnProgress, Operation, OperationOptions, OperationOutcome, OperationRefusal,
-    OperationResult, Residence, Selected, Selection,
-};
+use pelton::{KeyPattern, Operation, Residence};
 use serde::Serialize;
 
 use super::choice::{Choice, filter_help};
 use super::ls::json;
+use super::place::How;
 use super::table::Table;
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::progress::Progress;
 use crate::stdout::Stdout;
 
@@ -80,60 +79,33 @@ pub(crate) struct Warm {
 
 impl Evict {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let cache = self.choice.open(self.choice.config()?)?;
+        let place = self.choice.place("evict", self.choice.config()?)?;
         let selection = self.choice.selection(self.pattern.as_ref());
         let operation = Operation::Evict { keep_cache: self.keep_cache };
-        let mut options = OperationOptions::default();
-        options.dry_run = self.dry_run;
-        tell(operation, &cache.operate(&selection, operation, &options), self.dry_run, self.choice.json)
+        let how = How { dry_run: self.dry_run, ..How::default() };
+        tell(operation, &place.operate(&selection, operation, &how)?, self.dry_run, self.choice.json)
     }
 }
 
 impl Remove {
     pub(crate) fn run(self, operation: Operation) -> Result<(), Failure> {
-        let cache = self.choice.open(self.choice.config()?)?;
+        let place = self.choice.place(words(operation).infinitive, self.choice.config()?)?;
         let selection = self.choice.selection(Some(&self.pattern));
-        if !self.yes && !self.dry_run {
-            check_half(&cache, &selection, operation)?;
-        }
-        let mut options = OperationOptions::default();
-        options.dry_run = self.dry_run;
-        tell(operation, &cache.operate(&selection, operation, &options), self.dry_run, self.choice.json)
+        let how = How { dry_run: self.dry_run, confirmed: self.yes, ..How::default() };
+        tell(operation, &place.operate(&selection, operation, &how)?, self.dry_run, self.choice.json)
     }
 }
 
 impl Pin {
     pub(crate) fn run(self, operation: Operation) -> Result<(), Failure> {
-        let cache = self.choice.open(self.choice.config()?)?;
+        let place = self.choice.place(words(operation).infinitive, self.choice.config()?)?;
         let selection = self.choice.selection(Some(&self.pattern));
-        let mut options = OperationOptions::default();
-        options.dry_run = self.dry_run;
-        let results = cache.operate(&selection, operation, &options);
+        let how = How { dry_run: self.dry_run, ..How::default() };
+        let results = place.operate(&selection, operation, &how)?;
         // It is on the disk before it is told.
-        cache.close(None).map_err(|error| Failure::cache(&error))?;
+        place.close()?;
         tell(operation, &results, self.dry_run, self.choice.json)
     }
-}
-
-/// Refuses to remove more than half of what there is: that is more often a slip than a wish.
-fn check_half(cache: &Cache, selection: &Selection, operation: Operation) -> Result<(), Failure> {
-    let sum = |found: &[Selected]| {
-        let bytes = |snap: &pelton::SnapStatus| snap.file_bytes.max(snap.memory_bytes);
-        found.iter().flat_map(|one| &one.snaps).map(bytes).sum::<u64>()
-    };
-    let found = cache.select(selection);
-    let (part, whole) = (sum(&found), sum(&cache.select(&Selection::new(KeyPattern::ALL))));
-    if part <= whole / 2 {
-        return Ok(());
-    }
-    let slices = found.iter().map(|one| one.snaps.len()).sum::<usize>();
-    Err(Failure::Cache(format!(
-        "that would {} {}, {} of the {} in the cache: give --yes to do so, or --dry-run to see which",
-        words(operation).infinitive,
-        count(slices as u64, "slice"),
-        Size(part),
-        Size(whole),
-    )))
 }
 
 impl Warm {
@@ -141,23 +113,15 @@ impl Warm {
         let mut config = self.choice.config()?;
         // Memory of its own would go with this process. What the page cache has stays.
         config.residence = Residence::Map;
-        let cache = self.choice.open(config)?;
+        let place = self.choice.place("warm", config)?;
         let selection = self.choice.selection(self.pattern.as_ref());
-        let bytes_total = cache.select(&selection).iter().map(Selected::file_bytes).sum();
-        let progress = Arc::new(Progress::new("warming", Some(bytes_total)));
-        let mut options = OperationOptions::default();
-        (options.dry_run, options.rate) = (self.dry_run, self.rate);
-        options.on_progress = Some(follow(&progress));
-        let results = cache.operate(&selection, Operation::Warm, &options);
-        drop((options, progress));
+        let progress = Arc::new(Progress::new("warming", Some(place.file_bytes(&selection)?)));
+        let (dry_run, rate) = (self.dry_run, self.rate);
+        let how = How { dry_run, rate, progress: Some(progress), ..How::default() };
+        let results = place.operate(&selection, Operation::Warm, &how)?;
+        drop(how);
         tell(Operation::Warm, &results, self.dry_run, self.choice.json)
     }
-}
-
-/// Moves a bar.
-pub(super) fn follow(progress: &Arc<Progress>) -> OnProgress {
-    let progress = progress.clone();
-    OnProgress::new(move |bytes| progress.advance(usize::try_from(bytes).unwrap_or(usize::MAX)))
 }
 
 /// How an operation is called.
@@ -181,12 +145,7 @@ fn words(operation: Operation) -> Words {
 }
 
 /// Says what came of it: a line for each slice, and one for all.
-fn tell(
-    operation: Operation,
-    results: &[OperationResult],
-    dry_run: bool,
-    as_json: bool,
-) -> Result<(), Failure> {
+fn tell(operation: Operation, results: &[Operated], dry_run: bool, as_json: bool) -> Result<(), Failure> {
     let mut stdout = Stdout::open()?;
     let Words { done, .. } = words(operation);
     let mut sums = Sums::default();
@@ -203,7 +162,7 @@ fn tell(
             ("done", _) => done.to_owned(),
             ("leaving", _) => "goes with its last lease".to_owned(),
             ("nothing", _) => "nothing to do".to_owned(),
-            (_, why) => format!("not {done}: {}", short(&result.outcome).or(why.clone()).unwrap_or_default()),
+            (_, why) => format!("not {done}: {}", short(result).or(why.clone()).unwrap_or_default()),
         };
         table.row(vec![told.key, Size(told.bytes).to_string(), text]);
     }
@@ -236,13 +195,8 @@ fn tell(
 }
 
 /// What is said shorter in a line that has the bytes already.
-fn short(outcome: &OperationOutcome) -> Option<String> {
-    match outcome {
-        OperationOutcome::Refused(OperationRefusal::NoRoom { free, .. }) => {
-            Some(format!("no room, {} are free", Size(*free)))
-        }
-        _ => None,
-    }
+fn short(result: &Operated) -> Option<String> {
+    result.free_bytes.map(|free| format!("no room, {} are free", Size(free)))
 }
 
 #[derive(Default)]
@@ -277,16 +231,17 @@ struct Told {
 }
 
 impl Told {
-    fn of(result: &OperationResult, dry_run: bool) -> Told {
-        let (outcome, why) = match &result.outcome {
-            OperationOutcome::Done => ("done", None),
-            OperationOutcome::Leaving => ("leaving", None),
-            OperationOutcome::Nothing => ("nothing", None),
-            OperationOutcome::Refused(why) => ("refused", Some(why.to_string())),
-            OperationOutcome::Failed(error) => ("failed", Some(Failure::cache(error).to_string())),
-            _ => ("other", None),
+    fn of(result: &Operated, dry_run: bool) -> Told {
+        let outcome = match result.outcome {
+            OperatedOutcome::Done => "done",
+            OperatedOutcome::Leaving => "leaving",
+            OperatedOutcome::Nothing => "nothing",
+            OperatedOutcome::Refused => "refused",
+            OperatedOutcome::Failed | OperatedOutcome::Damaged => "failed",
+            _ => "other",
         };
+        let why = result.why.as_deref().map(one_line);
         let (bytes, seconds) = (result.bytes, result.took.as_secs_f64());
-        Told { key: result.key.to_string(), outcome, why, bytes, seconds, dry_run }
+        Told { key: one_line(&result.key), outcome, why, bytes, seconds, dry_run }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pelton::{By, Cache, Config, Filters, Key, KeyPattern, Selection};
 
+use super::place::{NodeOptions, Place};
 use crate::cache::{self, CacheOptions};
 use crate::failure::{Failure, shown};
 use crate::say;
@@ -21,6 +22,8 @@ pub(super) struct Choice {
     pub(super) generations: bool,
     #[command(flatten)]
     cache: CacheOptions,
+    #[command(flatten)]
+    node: NodeOptions,
     /// JSON, one line for each
     #[arg(long)]
     pub(super) json: bool,
@@ -39,8 +42,16 @@ impl Choice {
         self.cache.config()
     }
 
+    /// Connects to the node that was told, or opens the cache as `config` says. `command` is for messages.
+    pub(super) fn place(&self, command: &str, config: Config) -> Result<Place, Failure> {
+        match self.node.connect(command)? {
+            Some(remote) => Ok(Place::There(remote)),
+            None => self.open(config).map(Place::Here),
+        }
+    }
+
     /// Opens it, and says what was not found whole.
-    pub(super) fn open(&self, config: Config) -> Result<Cache, Failure> {
+    fn open(&self, config: Config) -> Result<Cache, Failure> {
         let cache = cache::open_existing(config)?;
         for (path, why) in dropped(&cache, &KeyPattern::ALL) {
             say(&format_args!("{}: {why}; the slice was dropped, load it again", shown(path)));

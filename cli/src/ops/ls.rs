@@ -1,13 +1,15 @@
 //! `pelton ls`: what the cache has.
 
 use clap::Args;
+use pelton::nexus::node::Listed;
 use pelton::units::{Size, count};
-use pelton::{Cache, GenerationState, KeyPattern, Selected, Summary};
+use pelton::{GenerationState, KeyPattern, Summary};
 use serde::Serialize;
 
 use super::choice::{Choice, filter_help};
+use super::place::Place;
 use super::table::{Table, age};
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::stdout::Stdout;
 
 /// The command line of `ls`.
@@ -25,23 +27,21 @@ pub(crate) struct Ls {
 
 impl Ls {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let cache = self.choice.open(self.choice.config()?)?;
+        let place = self.choice.place("ls", self.choice.config()?)?;
         let mut stdout = Stdout::open()?;
         if self.leases {
-            self.tell_leases(&cache, &mut stdout)?;
+            self.tell_leases(&place, &mut stdout)?;
             return stdout.flush();
         }
-        let found = cache.select(&self.choice.selection(self.pattern.as_ref()));
+        let found = place.select(&self.choice.selection(self.pattern.as_ref()))?;
         match self.choice.json {
-            true => found
-                .iter()
-                .try_for_each(|one| stdout.line(json(&Listed::of(one, self.choice.generations))))?,
+            true => found.iter().try_for_each(|one| stdout.line(json(&Line::of(one))))?,
             false => self.tell(&found, &mut stdout)?,
         }
         stdout.flush()
     }
 
-    fn tell(&self, found: &[Selected], stdout: &mut Stdout) -> Result<(), Failure> {
+    fn tell(&self, found: &[Listed], stdout: &mut Stdout) -> Result<(), Failure> {
         let generations = self.choice.generations;
         if !found.is_empty() {
             let name = if generations { "generation" } else { "slice" };
@@ -50,42 +50,41 @@ impl Ls {
                 Table::new(&[name, slices, "state", "durable", ">bytes", ">memory", ">idle", "note"]);
             for one in found {
                 table.row(vec![
-                    name_of(one, generations),
+                    one_line(&one.key),
                     if generations { one.summary.slices.to_string() } else { String::new() },
                     state_name(one.summary.state).to_owned(),
-                    if one.is_durable() { "yes" } else { "no" }.to_owned(),
+                    if one.durable { "yes" } else { "no" }.to_owned(),
                     short(one.summary.bytes),
-                    short(one.memory_bytes()),
-                    one.idle().map_or("-".to_owned(), age),
+                    short(one.memory_bytes),
+                    one.idle.map_or("-".to_owned(), age),
                     note(one),
                 ]);
             }
             table.lines().try_for_each(|line| stdout.line(line))?;
         }
-        let sum = |of: fn(&Selected) -> u64| found.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&Listed) -> u64| found.iter().map(of).sum::<u64>();
         stdout.line(format_args!(
             "{}: {} of blobs, {} of files, {} in memory",
             count(sum(|one| one.summary.slices), "slice"),
             Size(sum(|one| one.summary.bytes)),
-            Size(sum(Selected::file_bytes)),
-            Size(sum(Selected::memory_bytes)),
+            Size(sum(|one| one.file_bytes)),
+            Size(sum(|one| one.memory_bytes)),
         ))
     }
 
-    fn tell_leases(&self, cache: &Cache, stdout: &mut Stdout) -> Result<(), Failure> {
+    fn tell_leases(&self, place: &Place, stdout: &mut Stdout) -> Result<(), Failure> {
         let pattern = self.pattern.clone().unwrap_or(KeyPattern::ALL);
-        let leases: Vec<_> = cache.leases().into_iter().filter(|lease| pattern.matches(&lease.key)).collect();
+        let leases = place.leases(&pattern)?;
         let mut table = Table::new(&["slice", ">held", "fingerprint"]);
-        for lease in &leases {
-            let (key, fingerprint, held) =
-                (lease.key.to_string(), lease.fingerprint.to_string(), lease.since.elapsed());
+        let is_empty = leases.is_empty();
+        for super::place::Leased { key, fingerprint, held } in leases {
             if self.choice.json {
                 stdout.line(json(&Leased { key, fingerprint, held_seconds: held.as_secs_f64() }))?;
             } else {
                 table.row(vec![key, age(held), fingerprint]);
             }
         }
-        match (self.choice.json, leases.is_empty()) {
+        match (self.choice.json, is_empty) {
             (true, _) => Ok(()),
             (false, true) => stdout.line("no leases"),
             (false, false) => table.lines().try_for_each(|line| stdout.line(line)),
@@ -102,48 +101,40 @@ fn short(bytes: u64) -> String {
     }
 }
 
-fn name_of(one: &Selected, generations: bool) -> String {
-    let key = &one.snaps[0].key;
-    match generations {
-        true => format!("{}/{}@{}", key.domain(), key.view(), key.clock()),
-        false => key.to_string(),
-    }
-}
-
 pub(super) fn state_name(state: GenerationState) -> &'static str {
     let known = GenerationState::NAMES.into_iter().find(|(_, named)| *named == state);
     known.map_or("other", |(name, _)| name)
 }
 
 /// What is out of the ordinary.
-fn note(one: &Selected) -> String {
+fn note(one: &Listed) -> String {
     let mut notes = Vec::new();
-    if one.is_pinned() {
+    if one.pinned {
         notes.push("pinned".to_owned());
     }
-    if one.leases() > 0 {
-        notes.push(count(one.leases() as u64, "lease"));
+    if one.leases > 0 {
+        notes.push(count(one.leases, "lease"));
     }
-    if one.snaps.iter().any(|snap| snap.unsaved) {
+    if one.unsaved {
         notes.push("goes with the process".to_owned());
     }
     if one.summary.invalid {
         notes.push("invalid".to_owned());
     }
-    if let Some(failure) = one.snaps.iter().find_map(|snap| snap.failure.as_ref()) {
-        notes.push(format!("{}; next try in {}", failure.why, age(failure.again_in)));
+    if let Some((why, again_in)) = &one.failure {
+        notes.push(format!("{}; next try in {}", one_line(why), age(*again_in)));
     }
     notes.join(", ")
 }
 
 /// A slice or a generation as it stands in the JSON.
 #[derive(Serialize)]
-struct Listed<'a> {
+struct Line<'a> {
     key: String,
     durable: bool,
     unsaved: bool,
     pinned: bool,
-    leases: usize,
+    leases: u64,
     fingerprint: Option<String>,
     file_bytes: u64,
     memory_bytes: u64,
@@ -162,21 +153,21 @@ struct Leased {
     held_seconds: f64,
 }
 
-impl<'a> Listed<'a> {
-    fn of(one: &'a Selected, generations: bool) -> Listed<'a> {
-        let failed = one.snaps.iter().find_map(|snap| snap.failure.as_ref());
-        Listed {
-            key: name_of(one, generations),
-            durable: one.is_durable(),
-            unsaved: one.snaps.iter().any(|snap| snap.unsaved),
-            pinned: one.is_pinned(),
-            leases: one.leases(),
-            fingerprint: one.fingerprint().map(|fingerprint| fingerprint.to_string()),
-            file_bytes: one.file_bytes(),
-            memory_bytes: one.memory_bytes(),
-            idle_seconds: one.idle().map(|idle| idle.as_secs_f64()),
-            again_in_seconds: failed.map(|failure| failure.again_in.as_secs_f64()),
-            why: failed.map(|failure| &*failure.why),
+impl<'a> Line<'a> {
+    fn of(one: &'a Listed) -> Line<'a> {
+        let failure = one.failure.as_ref();
+        Line {
+            key: one.key.clone(),
+            durable: one.durable,
+            unsaved: one.unsaved,
+            pinned: one.pinned,
+            leases: one.leases,
+            fingerprint: one.fingerprint.map(|fingerprint| fingerprint.to_string()),
+            file_bytes: one.file_bytes,
+            memory_bytes: one.memory_bytes,
+            idle_seconds: one.idle.map(|idle| idle.as_secs_f64()),
+            again_in_seconds: failure.map(|(_, again_in)| again_in.as_secs_f64()),
+            why: failure.map(|(why, _)| why.as_str()),
             summary: &one.summary,
         }
     }

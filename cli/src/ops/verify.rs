@@ -4,18 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
+use pelton::nexus::node::{Damage, Operated, OperatedOutcome};
 use pelton::units::{Size, count, parse_size};
-use pelton::{
-    DamagedFile, KeyPattern, Operation, OperationError, OperationOptions, OperationOutcome, OperationResult,
-    Selected,
-};
+use pelton::{KeyPattern, Operation};
 use serde::Serialize;
 
-use super::change::follow;
 use super::choice::{Choice, dropped, filter_help, key_of};
 use super::ls::json;
+use super::place::{How, Place};
 use super::table::Table;
-use crate::failure::{Failure, shown};
+use crate::failure::{Failure, one_line, shown};
 use crate::progress::Progress;
 use crate::say;
 use crate::stdout::Stdout;
@@ -35,16 +33,17 @@ pub(crate) struct Verify {
 
 impl Verify {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let cache = self.choice.open(self.choice.config()?)?;
+        let place = self.choice.place("verify", self.choice.config()?)?;
         let selection = self.choice.selection(self.pattern.as_ref());
-        let bytes_total = cache.select(&selection).iter().map(Selected::file_bytes).sum();
-        let progress = Arc::new(Progress::new("verifying", Some(bytes_total)));
-        let mut options = OperationOptions::default();
-        (options.rate, options.on_progress) = (self.rate, Some(follow(&progress)));
-        let results = cache.operate(&selection, Operation::Verify, &options);
-        drop((options, progress));
-        let lost = dropped(&cache, &selection.pattern).map(|(path, why)| Told::dropped(path, why));
-        let told: Vec<Told> = results.iter().map(Told::of).chain(lost).collect();
+        let progress = Arc::new(Progress::new("verifying", Some(place.file_bytes(&selection)?)));
+        let how = How { rate: self.rate, progress: Some(progress), ..How::default() };
+        let results = place.operate(&selection, Operation::Verify, &how)?;
+        drop(how);
+        let mut told: Vec<Told> = results.iter().map(Told::of).collect();
+        // A node has told it when it started, and may have loaded the slices again since.
+        if let Place::Here(cache) = &place {
+            told.extend(dropped(cache, &selection.pattern).map(|(path, why)| Told::dropped(path, why)));
+        }
         self.tell(&told)
     }
 
@@ -110,18 +109,18 @@ struct Damaged {
 }
 
 impl Told {
-    fn of(result: &OperationResult) -> Told {
-        let (outcome, why, files) = match &result.outcome {
-            OperationOutcome::Done => ("whole", None, &[][..]),
-            OperationOutcome::Nothing => ("nothing", None, &[][..]),
-            OperationOutcome::Failed(OperationError::Damaged { files }) => ("damaged", None, &files[..]),
-            OperationOutcome::Failed(error) => ("failed", Some(Failure::cache(error).to_string()), &[][..]),
-            OperationOutcome::Refused(why) => ("failed", Some(why.to_string()), &[][..]),
-            _ => ("failed", None, &[][..]),
+    fn of(result: &Operated) -> Told {
+        let said = result.why.as_deref().map(one_line);
+        let (outcome, why) = match result.outcome {
+            OperatedOutcome::Done => ("whole", None),
+            OperatedOutcome::Nothing => ("nothing", None),
+            // The files say it.
+            OperatedOutcome::Damaged => ("damaged", None),
+            _ => ("failed", said),
         };
         let (bytes, seconds) = (result.bytes, result.took.as_secs_f64());
-        let files = files.iter().map(Damaged::of).collect();
-        Told { key: Some(result.key.to_string()), outcome, why, files, bytes, seconds }
+        let files = result.damage.iter().map(Damaged::of).collect();
+        Told { key: Some(one_line(&result.key)), outcome, why, files, bytes, seconds }
     }
 
     /// A slice that the start has not found whole.
@@ -142,7 +141,7 @@ impl Told {
 }
 
 impl Damaged {
-    fn of(file: &DamagedFile) -> Damaged {
-        Damaged { file: shown(&file.path), block: file.block, why: file.why.clone() }
+    fn of(damage: &Damage) -> Damaged {
+        Damaged { file: one_line(&damage.file), block: damage.block, why: one_line(&damage.why) }
     }
 }

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod formats;
 mod layout;
+mod node;
 mod ops;
 mod refusal;
 

@@ -158,7 +158,7 @@ impl Reason {
 pub struct OperateRequest {
     #[prost(enumeration = "Operation", tag = "1")]
     pub operation: i32,
-    /// A key with parts left out or `*`: domain/view@clock#slice. Empty: everything.
+    /// A key with parts left out or `*`: domain/view@clock#slice. Empty: everything, of a search; the others must say `*`.
     #[prost(string, tag = "2")]
     pub pattern: ::prost::alloc::string::String,
     /// All must hold.
@@ -176,15 +176,15 @@ pub struct OperateRequest {
     /// Of warm and verify: at most so much in a second. 0: as fast as it goes.
     #[prost(uint64, tag = "7")]
     pub bytes_per_second_max: u64,
-    /// How many snaps at once. 0: the node's own choice.
-    #[prost(uint32, tag = "8")]
-    pub concurrency_max: u32,
+    /// Asks the filters about all slices of a generation together, and, in a search, gives a result for each generation.
+    #[prost(bool, tag = "8")]
+    pub by_generation: bool,
 }
 /// One condition on what is known about a snap. An unknown name or a relation that does not fit the value is
 /// refused with INVALID_ARGUMENT: a filter that is not understood must not match everything.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filter {
-    /// Such as bytes, items, idle_ms, state, invalid; docs/operations.md lists them.
+    /// Such as bytes, blobs, idle, state, invalid; docs/operations.md lists them.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(enumeration = "Relation", tag = "2")]
@@ -196,12 +196,14 @@ pub struct Filter {
 pub mod filter {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Value {
+        /// Sizes in bytes, times in milliseconds, moments in milliseconds since 1970.
         #[prost(int64, tag = "3")]
         Whole(i64),
         #[prost(double, tag = "4")]
         Real(f64),
         #[prost(bool, tag = "5")]
         Flag(bool),
+        /// As people write it: 1.5GiB, 10m, 2026-11-21T09:30:00Z, no-data.
         #[prost(string, tag = "6")]
         Text(::prost::alloc::string::String),
     }
@@ -223,11 +225,13 @@ pub mod operate_message {
         Summary(super::OperateSummary),
     }
 }
-/// One snap and what became of it.
+/// One snap and what became of it; or, in a search by generation, one generation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SnapResult {
+    /// domain/view@clock#slice; of a generation without its last part.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
+    /// Empty if nothing is there, or the slices of a generation have different ones.
     #[prost(bytes = "vec", tag = "2")]
     pub fingerprint: ::prost::alloc::vec::Vec<u8>,
     /// Afterwards.
@@ -247,7 +251,7 @@ pub struct SnapResult {
     pub disk_bytes: u64,
     #[prost(uint64, tag = "10")]
     pub memory_bytes: u64,
-    /// What the operation freed, brought in or read.
+    /// How many bytes the operation is about: of memory, or of files where memory does not change.
     #[prost(uint64, tag = "11")]
     pub moved_bytes: u64,
     #[prost(uint32, tag = "12")]
@@ -256,15 +260,44 @@ pub struct SnapResult {
     pub items: u64,
     #[prost(uint64, tag = "14")]
     pub item_bytes: u64,
-    /// Milliseconds since the last scan or lease.
-    #[prost(uint64, tag = "15")]
-    pub idle_ms: u64,
-    /// Everything else that is known, by the names that filters use.
+    /// Milliseconds since the last query, or else since it was loaded. Absent if nobody knows.
+    #[prost(uint64, optional, tag = "15")]
+    pub idle_ms: ::core::option::Option<u64>,
+    /// Of a search: everything else that is known, by the names that filters use. What is not known is absent.
     #[prost(btree_map = "string, double", tag = "16")]
     pub metrics: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         f64,
     >,
+    /// It could not be brought to the disk, and goes with the process.
+    #[prost(bool, tag = "17")]
+    pub unsaved: bool,
+    /// Why it is not tried again yet, if it has failed, and for how long.
+    #[prost(string, tag = "18")]
+    pub failure: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "19")]
+    pub retry_in_ms: u64,
+    /// How long the operation took.
+    #[prost(uint64, tag = "20")]
+    pub took_us: u64,
+    /// What verify found damaged.
+    #[prost(message, repeated, tag = "21")]
+    pub damage: ::prost::alloc::vec::Vec<Damage>,
+    /// Of a warm that was refused for want of room: how much there is.
+    #[prost(uint64, optional, tag = "22")]
+    pub free_bytes: ::core::option::Option<u64>,
+}
+/// A file that is not as it was written.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Damage {
+    /// On the node.
+    #[prost(string, tag = "1")]
+    pub file: ::prost::alloc::string::String,
+    /// Which of its checksum blocks is the first damaged one, if it is the body.
+    #[prost(uint64, optional, tag = "2")]
+    pub block: ::core::option::Option<u64>,
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
 }
 /// Now and then, while a long operation runs. It also tells that the node lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -293,6 +326,7 @@ pub struct OperateSummary {
     pub damaged: u64,
     #[prost(uint64, tag = "6")]
     pub failed: u64,
+    /// Of those that are done.
     #[prost(uint64, tag = "7")]
     pub moved_bytes: u64,
 }
@@ -310,11 +344,9 @@ pub struct LeaseInfo {
     pub fingerprint: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint64, tag = "3")]
     pub age_ms: u64,
+    /// What the slice takes in memory, if it is still the one that is held.
     #[prost(uint64, tag = "4")]
     pub memory_bytes: u64,
-    /// What the holder said about itself.
-    #[prost(string, tag = "5")]
-    pub holder: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainRequest {
@@ -322,18 +354,13 @@ pub struct DrainRequest {
     #[prost(uint64, tag = "1")]
     pub deadline_ms: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainReply {
-    /// What was cut off at the deadline. 0: all of it ended by itself.
+    /// Calls that were cut off at the deadline. 0: all of them ended by themselves.
     #[prost(uint64, tag = "1")]
     pub streams_cut: u64,
     #[prost(uint64, tag = "2")]
     pub leases_left: u64,
-    /// Why, if the node refuses to drain.
-    #[prost(enumeration = "Reason", tag = "3")]
-    pub reason: i32,
-    #[prost(string, tag = "4")]
-    pub text: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -441,6 +468,8 @@ pub enum SnapState {
     NoData = 5,
     Failed = 6,
     Gone = 7,
+    /// Of a generation: its slices are in several.
+    Mixed = 8,
 }
 impl SnapState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -457,6 +486,7 @@ impl SnapState {
             Self::NoData => "SNAP_STATE_NO_DATA",
             Self::Failed => "SNAP_STATE_FAILED",
             Self::Gone => "SNAP_STATE_GONE",
+            Self::Mixed => "SNAP_STATE_MIXED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -470,6 +500,7 @@ impl SnapState {
             "SNAP_STATE_NO_DATA" => Some(Self::NoData),
             "SNAP_STATE_FAILED" => Some(Self::Failed),
             "SNAP_STATE_GONE" => Some(Self::Gone),
+            "SNAP_STATE_MIXED" => Some(Self::Mixed),
             _ => None,
         }
     }
@@ -488,6 +519,8 @@ pub enum Outcome {
     Damaged = 4,
     /// It went wrong: `text` says how.
     Failed = 5,
+    /// Of evict: it goes with its last lease.
+    Leaving = 6,
 }
 impl Outcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -502,6 +535,7 @@ impl Outcome {
             Self::Refused => "OUTCOME_REFUSED",
             Self::Damaged => "OUTCOME_DAMAGED",
             Self::Failed => "OUTCOME_FAILED",
+            Self::Leaving => "OUTCOME_LEAVING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -513,6 +547,7 @@ impl Outcome {
             "OUTCOME_REFUSED" => Some(Self::Refused),
             "OUTCOME_DAMAGED" => Some(Self::Damaged),
             "OUTCOME_FAILED" => Some(Self::Failed),
+            "OUTCOME_LEAVING" => Some(Self::Leaving),
             _ => None,
         }
     }

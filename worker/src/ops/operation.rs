@@ -51,6 +51,8 @@ pub struct OperationOptions {
     pub rate: Option<u64>,
     /// Told how many bytes were read since it was last told.
     pub on_progress: Option<OnProgress>,
+    /// Told what came of each snap, as soon as it is known.
+    pub on_result: Option<OnResult>,
 }
 
 /// Listens to how far an operation is. Called on the operation's threads; what it does holds them up.
@@ -71,6 +73,28 @@ impl OnProgress {
 impl fmt::Debug for OnProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OnProgress").finish_non_exhaustive()
+    }
+}
+
+/// Listens to what comes of an operation, snap by snap, in any order. Called on the operation's threads; what it does holds
+/// them up.
+#[derive(Clone)]
+pub struct OnResult(Arc<dyn Fn(&OperationResult) + Send + Sync>);
+
+impl OnResult {
+    /// Calls this with each result.
+    pub fn new(listen: impl Fn(&OperationResult) + Send + Sync + 'static) -> OnResult {
+        OnResult(Arc::new(listen))
+    }
+
+    pub(crate) fn tell(&self, result: &OperationResult) {
+        (self.0)(result);
+    }
+}
+
+impl fmt::Debug for OnResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnResult").finish_non_exhaustive()
     }
 }
 

@@ -100,7 +100,11 @@ impl Run<'_> {
             // What may not be done, or need not, was not begun.
             other => other,
         };
-        OperationResult { key: entry.key.clone(), outcome, bytes, took: begun.elapsed() }
+        let result = OperationResult { key: entry.key.clone(), outcome, bytes, took: begun.elapsed() };
+        if let Some(on_result) = &self.options.on_result {
+            on_result.tell(&result);
+        }
+        result
     }
 
     fn act(&self, entry: &Arc<Entry>, bytes: u64) -> Result<OperationOutcome, OperationError> {
