@@ -289,6 +289,12 @@ impl Cache {
         Snap { core: self.core.clone(), entry: self.core.entry(key) }
     }
 
+    pub(crate) fn snap_within(&self, key: &Key, deadline: Option<Instant>) -> Result<Snap, LeaseError> {
+        let entry = self.core.entry_within(key, &Patience::until(deadline));
+        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
+        Ok(Snap { core: self.core.clone(), entry })
+    }
+
     /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
     /// opened it waits until all manifests were read.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
@@ -561,6 +567,14 @@ pub struct SpindleStatus {
 impl Snap {
     pub(crate) fn new(core: Arc<CacheCore>, entry: Arc<Entry>) -> Snap {
         Snap { core, entry }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<CacheCore> {
+        &self.core
+    }
+
+    pub(crate) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
     }
 
     /// The slice's key.

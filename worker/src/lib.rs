@@ -68,6 +68,7 @@ pub use slice::writer::{IntakeError, LoadError, RegionIntake, SealedSlice, Slice
 pub use snap::commit::CommitError;
 pub use snap::metrics::{GenerationState, Summary};
 pub use snap::recovery::RecoveryReport;
+pub use snap::source::{RegionSource, SliceSource, SourceError};
 pub use snap::state::SnapState;
 pub use snap::warm::WarmError;
 pub use spindle::engine::{DiskError, OpKind};

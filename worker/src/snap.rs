@@ -13,6 +13,7 @@ pub(crate) mod reaper;
 pub(crate) mod recovery;
 pub(crate) mod runner;
 pub(crate) mod scrub;
+pub(crate) mod source;
 pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod urgent;

@@ -346,7 +346,7 @@ impl SliceWriter {
             why: why.clone(),
             folders,
             deadline: plan.deadline,
-            dealer: Mutex::new(Dealer::new(plan.deal, regions.len())),
+            dealer: Mutex::new(Dealer::new(plan.deal, regions.len().max(1))),
             regions,
             region_count,
             spindles,
