@@ -92,8 +92,7 @@ mod tests {
 
     fn check_of(file: &[u8]) -> BlockCheck {
         let header = Header::decode(file).unwrap();
-        let trailer =
-            Trailer::decode(&file[file.len() - PAGE_BYTES..], &header, file.len() as u64).unwrap();
+        let trailer = Trailer::decode(&file[file.len() - PAGE_BYTES..], &header, file.len() as u64).unwrap();
         let tail = &file[trailer.body_end as usize..];
         BlockCheck::new(&Frame::open(header, trailer.clone(), tail).unwrap())
     }

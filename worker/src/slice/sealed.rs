@@ -160,7 +160,11 @@ mod tests {
             (
                 4,
                 (0..4)
-                    .map(|index| SealedRegion { file_bytes: 1 << 61, body_end: (1 << 61) - 8192, ..region(index) })
+                    .map(|index| SealedRegion {
+                        file_bytes: 1 << 61,
+                        body_end: (1 << 61) - 8192,
+                        ..region(index)
+                    })
                     .collect(),
             ),
         ] {

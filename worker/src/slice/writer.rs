@@ -97,7 +97,7 @@ pub enum LoadError {
         /// Which region.
         index: u32,
         /// What does not hold.
-        source: pelton_region_format::FormatError,
+        source: Box<pelton_region_format::FormatError>,
     },
     /// The memory budget does not allow it. Evict something, or configure more.
     #[error("the load of {key} got no memory")]

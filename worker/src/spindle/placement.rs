@@ -75,12 +75,10 @@ pub(crate) fn place(
     }
     // Those that had faults lately only where the others do not suffice.
     let trusted = candidates.iter().copied().filter(|&n| all[n].watch.state() == HealthState::Ok).collect();
-    deal(all, trusted, sizes)
-        .or_else(|_| deal(all, candidates, sizes))
-        .map_err(|full| {
-            refusals.extend(full);
-            refusals
-        })
+    deal(all, trusted, sizes).or_else(|_| deal(all, candidates, sizes)).map_err(|full| {
+        refusals.extend(full);
+        refusals
+    })
 }
 
 /// Over all of the candidates; without the one that refuses; and so on.

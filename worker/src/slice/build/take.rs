@@ -27,13 +27,13 @@ const BODY_START: u64 = PAGE_BYTES as u64;
 #[derive(Debug)]
 pub(crate) enum TakeError {
     /// Header, trailer or sections are not whole. They are expected again, all of them.
-    Ends(FormatError),
+    Ends(Box<FormatError>),
     /// They are whole, and another region's. They are expected again.
     OtherRegion,
     /// A block is not what was written. It is expected again, from its start.
-    Block { offset: u64, source: FormatError },
+    Block { offset: u64, source: Box<FormatError> },
     /// A block is not what was written, and a part of it is on its way to the disk already: the load is over.
-    BlockWritten { source: FormatError },
+    BlockWritten { source: Box<FormatError> },
     /// The load is over.
     Build(BuildError),
 }
@@ -210,14 +210,15 @@ impl Ends {
 
     /// Checks all that can be checked without the body, and that it is the region that was planned.
     fn open(&self, planned: &SealedRegion) -> Result<(BlockCheck, Sealed), TakeError> {
+        let ends = |source| TakeError::Ends(Box::new(source));
         let (page, tail) = self.bytes.split_at(PAGE_BYTES);
-        let header = Header::decode(page).map_err(TakeError::Ends)?;
+        let header = Header::decode(page).map_err(ends)?;
         let last_page = &tail[tail.len() - PAGE_BYTES..];
-        let trailer = Trailer::decode(last_page, &header, planned.file_bytes).map_err(TakeError::Ends)?;
+        let trailer = Trailer::decode(last_page, &header, planned.file_bytes).map_err(ends)?;
         if trailer.body_end != planned.body_end {
             return Err(TakeError::OtherRegion); // Then this is not its tail either.
         }
-        let frame = Frame::open(header, trailer, tail).map_err(TakeError::Ends)?;
+        let frame = Frame::open(header, trailer, tail).map_err(ends)?;
         if SealedRegion::of(planned.index, &frame) != *planned {
             return Err(TakeError::OtherRegion);
         }
@@ -233,6 +234,7 @@ impl Body {
             self.piece_used += len;
             return Ok(());
         };
+        let source = Box::new(source);
         let offset = self.check.at(); // The start of the block, once more.
         if offset < self.piece_start {
             return Err(TakeError::BlockWritten { source });

@@ -58,7 +58,7 @@ pub enum IntakeError {
         /// Where the block begins.
         offset: u64,
         /// Which block, and its checksums.
-        source: FormatError,
+        source: Box<FormatError>,
     },
     /// The header, or what stands behind the body, is not whole: get both again, here or elsewhere.
     #[error("region {index} of {key} came with a damaged header or end")]
@@ -68,7 +68,7 @@ pub enum IntakeError {
         /// Which region.
         index: u32,
         /// What does not hold.
-        source: FormatError,
+        source: Box<FormatError>,
     },
     /// The header and the end are whole, but another region's than the plan says. Ask again what there is.
     #[error("region {index} of {key} is another one than was told")]
@@ -95,10 +95,11 @@ impl SliceWriter {
         let turn = turn.map_err(|_| LoadError::NoRegion { key: key(), index })?;
         let call = load.call()?;
         let patience = Patience { stop: Some(load.over.clone()), ..Patience::until(load.plan.deadline) };
-        let build = patience.receive(&call.draft.regions[turn].next).map_err(|impatience| match impatience {
-            Impatience::Late => LoadError::Late { key: key() },
-            Impatience::Cancelled => load.is_over(),
-        })?;
+        let build =
+            patience.receive(&call.draft.regions[turn].next).map_err(|impatience| match impatience {
+                Impatience::Late => LoadError::Late { key: key() },
+                Impatience::Cancelled => load.is_over(),
+            })?;
         match build.expect("this end of the channel is kept, too") {
             Build::Taken(take) => Ok(RegionIntake { load, call, turn, take: Some(take) }),
             Build::Dealt(_) => unreachable!("a plan with sealed regions makes these"),

@@ -24,9 +24,9 @@ use crate::spindle::file::FileMode;
 /// A sealed slice, to be copied elsewhere.
 ///
 /// As long as it lives it counts as leased: nothing takes it from the disk to make room. Who flushes or replaces it does not
-/// wait for that; regions that are [open](SliceSource::region) can be read to their end all the same.
+/// wait for that; regions that are [open](SliceOutlet::region) can be read to their end all the same.
 #[derive(Clone)]
-pub struct SliceSource {
+pub struct SliceOutlet {
     core: Arc<CacheCore>,
     entry: Arc<Entry>,
     fingerprint: Fingerprint,
@@ -38,7 +38,7 @@ pub struct SliceSource {
 
 /// One region of a slice that is copied: what it is, and where its bytes are to be had.
 #[derive(Clone)]
-pub struct RegionSource {
+pub struct RegionOutlet {
     region: SealedRegion,
     block_checksums: Arc<[u32]>,
     bytes: Bytes,
@@ -55,7 +55,7 @@ enum Bytes {
 /// Why a region can't be had for a copy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SourceError {
+pub enum OutletError {
     /// The slice has no such region: it got no blob, or there is none of that number.
     #[error("{key} has no file of region {index}")]
     NoRegion {
@@ -76,7 +76,7 @@ pub enum SourceError {
         /// The slice.
         key: Key,
         /// Which region, and why.
-        source: WarmError,
+        source: Box<WarmError>,
     },
 }
 
@@ -86,22 +86,22 @@ impl Cache {
     /// # Errors
     /// [`LeaseError::NotThere`], also of one that is still being loaded; [`LeaseError::OtherFingerprint`],
     /// [`LeaseError::Closed`], [`LeaseError::Deadline`].
-    pub fn source(
+    pub fn outlet(
         &self,
         key: &Key,
         want: Want,
         deadline: Option<Instant>,
-    ) -> Result<SliceSource, LeaseError> {
-        self.snap_within(key, deadline)?.source(want)
+    ) -> Result<SliceOutlet, LeaseError> {
+        self.snap_within(key, deadline)?.outlet(want)
     }
 }
 
 impl Snap {
-    /// What is here of the slice, to be copied elsewhere, as [`Cache::source`].
+    /// What is here of the slice, to be copied elsewhere, as [`Cache::outlet`].
     ///
     /// # Errors
     /// [`LeaseError`].
-    pub fn source(&self, want: Want) -> Result<SliceSource, LeaseError> {
+    pub fn outlet(&self, want: Want) -> Result<SliceOutlet, LeaseError> {
         let (core, entry) = (self.core(), self.entry());
         let key = || entry.key.clone();
         if core.is_closed() {
@@ -135,7 +135,7 @@ impl Snap {
             Some(frame.header().region_count)
         };
         let region_count = manifest.as_ref().map(|manifest| manifest.region_count).or_else(of_header);
-        Ok(SliceSource {
+        Ok(SliceOutlet {
             core: core.clone(),
             entry: entry.clone(),
             fingerprint,
@@ -149,8 +149,7 @@ impl Snap {
     /// A lease on what is in memory now, if it is wanted. Waits for nothing.
     fn lease_what_is_hot(&self, want: Want) -> Option<(Arc<HotSlice>, Arc<Held>)> {
         let entry = self.entry();
-        let is_served =
-            |snap: &Decider| snap.served().is_some_and(|version| is(want, version.fingerprint));
+        let is_served = |snap: &Decider| snap.served().is_some_and(|version| is(want, version.fingerprint));
         let lease = |waiter| SnapEvent::Lease { waiter, want, offer: None };
         let now = Patience::until(Some(Instant::now()));
         match entry.ask_if(is_served, lease, &now)? {
@@ -163,7 +162,7 @@ impl Snap {
     }
 }
 
-impl SliceSource {
+impl SliceOutlet {
     /// The slice.
     pub fn key(&self) -> &Key {
         &self.entry.key
@@ -191,10 +190,10 @@ impl SliceSource {
     /// Opens one region, and reads and checks what says how its blocks have to be. The blocks are not read.
     ///
     /// # Errors
-    /// [`SourceError`].
-    pub fn region(&self, index: u32, deadline: Option<Instant>) -> Result<RegionSource, SourceError> {
+    /// [`OutletError`].
+    pub fn region(&self, index: u32, deadline: Option<Instant>) -> Result<RegionOutlet, OutletError> {
         let key = || self.key().clone();
-        let read = |source| SourceError::Read { key: key(), source };
+        let read = |source| OutletError::Read { key: key(), source: Box::new(source) };
         let damaged = |source| read(WarmError::Damaged { index, source });
         let hot = self.hot.as_ref().and_then(|hot| hot.regions.iter().find(|region| region.index == index));
         let is_image = |region: &&Arc<HotRegion>| {
@@ -202,16 +201,16 @@ impl SliceSource {
         };
         if let Some(region) = hot.filter(is_image) {
             let frame = region.bytes().frame().map_err(damaged)?;
-            return Ok(RegionSource {
+            return Ok(RegionOutlet {
                 region: SealedRegion::of(index, &frame),
                 block_checksums: frame.block_checksums().collect(),
                 bytes: Bytes::Memory(region.clone()),
                 held: self.held.clone(),
             });
         }
-        let Some(manifest) = &self.manifest else { return Err(SourceError::NoRegion { key: key(), index }) };
+        let Some(manifest) = &self.manifest else { return Err(OutletError::NoRegion { key: key(), index }) };
         let record = manifest.regions.binary_search_by_key(&index, |record| record.index);
-        let record = record.map_err(|_| SourceError::NoRegion { key: key(), index })?;
+        let record = record.map_err(|_| OutletError::NoRegion { key: key(), index })?;
         let patience = Patience::until(deadline);
         let lane = self.core.next_lane();
         let record = &manifest.regions[record];
@@ -219,10 +218,10 @@ impl SliceSource {
         let opened = StreamRegion::open(&self.core, manifest, record, lane, FileMode::Buffered, &patience);
         let file = opened.map_err(|source| {
             let is_there = self.entry.manifest().is_some_and(|now| Arc::ptr_eq(&now, manifest));
-            if is_there { read(source) } else { SourceError::Gone { key: key() } }
+            if is_there { read(source) } else { OutletError::Gone { key: key() } }
         })?;
         let frame = file.frame().map_err(damaged)?;
-        Ok(RegionSource {
+        Ok(RegionOutlet {
             region: SealedRegion::of(index, &frame),
             block_checksums: frame.block_checksums().collect(),
             bytes: Bytes::File(Arc::new(file)),
@@ -231,7 +230,7 @@ impl SliceSource {
     }
 }
 
-impl RegionSource {
+impl RegionOutlet {
     /// What it is.
     pub fn region(&self) -> &SealedRegion {
         &self.region
@@ -263,32 +262,34 @@ impl RegionSource {
     /// to the deadline, by its own threads.
     ///
     /// # Errors
-    /// [`SourceError::Read`].
-    pub fn read(&self, from: u64, to: u64, deadline: Option<Instant>) -> Result<Vec<u8>, SourceError> {
+    /// [`OutletError::Read`].
+    pub fn read(&self, from: u64, to: u64, deadline: Option<Instant>) -> Result<Vec<u8>, OutletError> {
         let (from, to) = (from.min(self.region.file_bytes), to.min(self.region.file_bytes));
         match &self.bytes {
-            Bytes::Memory(region) => Ok(region.bytes().bytes()[from as usize..to.max(from) as usize].to_vec()),
+            Bytes::Memory(region) => {
+                Ok(region.bytes().bytes()[from as usize..to.max(from) as usize].to_vec())
+            }
             Bytes::File(_) if to <= from => Ok(Vec::new()),
             Bytes::File(file) => file.read(from, to, deadline).map_err(|source| {
-                let source = WarmError::Disk { index: self.region.index, source };
-                SourceError::Read { key: self.held.key().clone(), source }
+                let source = Box::new(WarmError::Disk { index: self.region.index, source });
+                OutletError::Read { key: self.held.key().clone(), source }
             }),
         }
     }
 }
 
-impl std::fmt::Debug for SliceSource {
+impl std::fmt::Debug for SliceOutlet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SliceSource")
+        f.debug_struct("SliceOutlet")
             .field("key", self.key())
             .field("fingerprint", &self.fingerprint)
             .finish_non_exhaustive()
     }
 }
 
-impl std::fmt::Debug for RegionSource {
+impl std::fmt::Debug for RegionOutlet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegionSource").field("region", &self.region).finish_non_exhaustive()
+        f.debug_struct("RegionOutlet").field("region", &self.region).finish_non_exhaustive()
     }
 }
 

@@ -47,24 +47,25 @@ fn load(cache: &Cache, write_path: WritePath) {
     let writer = cache.snap(&key()).open_for_writes(plan).unwrap();
     for number in 0..2usize {
         let mut parcel = ParcelBuilder::default();
-        let blob: Vec<u8> = (0..BLOB_BYTES + 777 * number).map(|i| (i * 31 + number * 7 + (i >> 9)) as u8).collect();
+        let blob: Vec<u8> =
+            (0..BLOB_BYTES + 777 * number).map(|i| (i * 31 + number * 7 + (i >> 9)) as u8).collect();
         parcel.push(&blob).unwrap();
         writer.queue_parcel(parcel.finish()).unwrap();
     }
     writer.wait_for_writes().unwrap().close_for_writes().unwrap();
 }
 
-fn plan_of(source: &SliceSource) -> LoadPlan {
-    let regions = source.region_indexes().into_iter();
-    let regions = regions.map(|index| source.region(index, None).unwrap().region().clone()).collect();
+fn plan_of(outlet: &SliceOutlet) -> LoadPlan {
+    let regions = outlet.region_indexes().into_iter();
+    let regions = regions.map(|index| outlet.region(index, None).unwrap().region().clone()).collect();
     LoadPlan {
         durability: Durability::Wait,
-        ..LoadPlan::of_sealed(source.fingerprint(), source.region_count(), regions)
+        ..LoadPlan::of_sealed(outlet.fingerprint(), outlet.region_count(), regions)
     }
 }
 
-fn copy_region(source: &SliceSource, writer: &SliceWriter, index: u32) -> Result<(), IntakeError> {
-    let from = source.region(index, None).unwrap();
+fn copy_region(outlet: &SliceOutlet, writer: &SliceWriter, index: u32) -> Result<(), IntakeError> {
+    let from = outlet.region(index, None).unwrap();
     let mut intake = writer.region_intake(index)?;
     while let Some(wanted) = intake.wanted() {
         // In steps that end nowhere in particular.
@@ -75,10 +76,10 @@ fn copy_region(source: &SliceSource, writer: &SliceWriter, index: u32) -> Result
 }
 
 fn copy(from: &Cache, to: &Cache, write_path: WritePath) -> Result<(), LoadError> {
-    let source = from.source(&key(), Want::Latest, None).unwrap();
-    let writer = to.snap(&key()).open_for_writes(LoadPlan { write_path, ..plan_of(&source) })?;
-    for index in source.region_indexes() {
-        copy_region(&source, &writer, index).unwrap();
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    let writer = to.snap(&key()).open_for_writes(LoadPlan { write_path, ..plan_of(&outlet) })?;
+    for index in outlet.region_indexes() {
+        copy_region(&outlet, &writer, index).unwrap();
     }
     writer.wait_for_writes()?.close_for_writes()
 }
@@ -153,13 +154,13 @@ fn a_slice_that_is_not_on_the_disk_yet_is_copied_from_memory() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let from = open(folders[0].path(), 256 << 20);
     load(&from, WritePath::Image);
-    let source = from.source(&key(), Want::Latest, None).unwrap();
-    let region = source.region(0, None).unwrap();
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    let region = outlet.region(0, None).unwrap();
     assert!(region.memory().is_some() && region.file().is_none());
     assert_eq!(region.memory().unwrap().len() as u64, region.region().file_bytes);
-    drop((source, region));
+    drop((outlet, region));
     from.snap(&key()).evict();
-    let region = from.source(&key(), Want::Latest, None).unwrap().region(0, None).unwrap();
+    let region = from.outlet(&key(), Want::Latest, None).unwrap().region(0, None).unwrap();
     assert!(region.memory().is_none() && region.file().is_some());
 }
 
@@ -168,16 +169,16 @@ fn what_is_open_is_read_to_its_end_though_it_is_flushed() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let from = open(folders[0].path(), 256 << 20);
     load(&from, WritePath::Direct);
-    let source = from.source(&key(), Want::Fingerprint(fingerprint()), None).unwrap();
-    let region = source.region(0, None).unwrap();
+    let outlet = from.outlet(&key(), Want::Fingerprint(fingerprint()), None).unwrap();
+    let region = outlet.region(0, None).unwrap();
     assert_eq!(from.leases().len(), 1, "it counts as leased");
     assert!(from.snap(&key()).flush(None).unwrap());
     let bytes = region.read(0, u64::MAX, None).unwrap();
     assert_eq!(bytes.len() as u64, region.region().file_bytes);
-    assert!(matches!(source.region(1, None), Err(SourceError::Gone { .. })));
-    assert!(matches!(source.region(9, None), Err(SourceError::NoRegion { index: 9, .. })));
-    drop((source, region));
-    let none = from.source(&key(), Want::Latest, None);
+    assert!(matches!(outlet.region(1, None), Err(OutletError::Gone { .. })));
+    assert!(matches!(outlet.region(9, None), Err(OutletError::NoRegion { index: 9, .. })));
+    drop((outlet, region));
+    let none = from.outlet(&key(), Want::Latest, None);
     assert!(matches!(none, Err(LeaseError::NotThere { .. })));
 }
 
@@ -187,10 +188,10 @@ fn another_fingerprint_is_told_and_a_closed_cache_gives_nothing() {
     let cache = open(folder.path(), 256 << 20);
     load(&cache, WritePath::Image);
     let other = Want::Fingerprint(Fingerprint::from_bytes([8; 32]));
-    assert!(matches!(cache.source(&key(), other, None), Err(LeaseError::OtherFingerprint { .. })));
+    assert!(matches!(cache.outlet(&key(), other, None), Err(LeaseError::OtherFingerprint { .. })));
     let snap = cache.snap(&key());
     cache.close(None).unwrap();
-    assert!(matches!(snap.source(Want::Latest), Err(LeaseError::Closed { .. })));
+    assert!(matches!(snap.outlet(Want::Latest), Err(LeaseError::Closed { .. })));
 }
 
 /// A wrong bit in a block: told with its place, and asked for again; the rest need not come again.
@@ -200,10 +201,10 @@ fn a_wrong_block_is_asked_for_again() {
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
     for write_path in [WritePath::Image, WritePath::Direct] {
-        let source = from.source(&key(), Want::Latest, None).unwrap();
-        let writer = to.snap(&key()).open_for_writes(LoadPlan { write_path, ..plan_of(&source) }).unwrap();
-        copy_region(&source, &writer, 1).unwrap();
-        let bytes = source.region(0, None).unwrap();
+        let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+        let writer = to.snap(&key()).open_for_writes(LoadPlan { write_path, ..plan_of(&outlet) }).unwrap();
+        copy_region(&outlet, &writer, 1).unwrap();
+        let bytes = outlet.region(0, None).unwrap();
         let bytes = bytes.memory().unwrap();
         let mut intake = writer.region_intake(0).unwrap();
         let mut wrong = vec![100, 4100, 9000, 2 * MIB + 5, bytes.len() - 5000];
@@ -235,8 +236,8 @@ fn another_region_than_was_told_is_refused() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
-    let source = from.source(&key(), Want::Latest, None).unwrap();
-    let good = plan_of(&source);
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    let good = plan_of(&outlet);
     let changes: [fn(&mut SealedRegion); 5] = [
         |region| region.content_id = ContentId::from_bytes([0; 32]),
         |region| region.blob_count += 1,
@@ -249,7 +250,7 @@ fn another_region_than_was_told_is_refused() {
         change(&mut sealed[0]);
         let lie = LoadPlan { sealed: Some(sealed.into()), ..good.clone() };
         let writer = to.snap(&key()).open_for_writes(lie).unwrap();
-        let error = copy_region(&source, &writer, 0).unwrap_err();
+        let error = copy_region(&outlet, &writer, 0).unwrap_err();
         assert!(matches!(error, IntakeError::OtherRegion { index: 0, .. }), "{error}");
         drop(writer);
         assert_eq!(files(folders[1].path()), [], "no file is begun before it is known what it holds");
@@ -263,21 +264,20 @@ fn what_is_dropped_in_the_middle_leaves_nothing() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
-    let source = from.source(&key(), Want::Latest, None).unwrap();
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
     for write_path in [WritePath::Image, WritePath::Direct] {
         for bytes in [0, 1, 4096, 5000, 100_000, 3 * MIB] {
-            let plan = LoadPlan { write_path, ..plan_of(&source) };
+            let plan = LoadPlan { write_path, ..plan_of(&outlet) };
             let writer = to.snap(&key()).open_for_writes(plan).unwrap();
             let reserved: u64 = to.spindles().iter().map(|spindle| spindle.reserved).sum();
-            let planned: u64 =
-                plan_of(&source).sealed.unwrap().iter().map(|region| region.file_bytes).sum();
+            let planned: u64 = plan_of(&outlet).sealed.unwrap().iter().map(|region| region.file_bytes).sum();
             assert_eq!(reserved, planned, "exactly that is promised");
             let mut intake = writer.region_intake(0).unwrap();
             let mut left = bytes as u64;
             while left > 0 {
                 let wanted = intake.wanted().unwrap();
                 let end = wanted.end.min(wanted.start + left);
-                intake.put(&source.region(0, None).unwrap().read(wanted.start, end, None).unwrap()).unwrap();
+                intake.put(&outlet.region(0, None).unwrap().read(wanted.start, end, None).unwrap()).unwrap();
                 left -= end - wanted.start;
             }
             if bytes % 2 == 0 {
@@ -306,15 +306,15 @@ fn another_thread_goes_on_where_one_has_broken_off() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Direct);
-    let source = from.source(&key(), Want::Latest, None).unwrap();
-    let writer = to.snap(&key()).open_for_writes(plan_of(&source)).unwrap();
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    let writer = to.snap(&key()).open_for_writes(plan_of(&outlet)).unwrap();
     std::thread::scope(|scope| {
-        for index in source.region_indexes() {
+        for index in outlet.region_indexes() {
             for _ in 0..2 {
-                let (source, writer) = (&source, &writer);
+                let (outlet, writer) = (&outlet, &writer);
                 scope.spawn(move || {
                     loop {
-                        let from = source.region(index, None).unwrap();
+                        let from = outlet.region(index, None).unwrap();
                         let mut intake = writer.region_intake(index).unwrap();
                         let Some(wanted) = intake.wanted() else { return };
                         let end = wanted.end.min(wanted.start + 123_456);
@@ -332,15 +332,11 @@ fn another_thread_goes_on_where_one_has_broken_off() {
 fn a_slice_without_a_blob_is_copied() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
-    let plan = LoadPlan {
-        regions: Some(5),
-        durability: Durability::Wait,
-        ..LoadPlan::new(fingerprint())
-    };
+    let plan = LoadPlan { regions: Some(5), durability: Durability::Wait, ..LoadPlan::new(fingerprint()) };
     let writer = from.snap(&key()).open_for_writes(plan).unwrap();
     writer.wait_for_writes().unwrap().close_for_writes().unwrap();
-    let source = from.source(&key(), Want::Latest, None).unwrap();
-    assert_eq!((source.region_count(), source.region_indexes()), (5, vec![]));
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    assert_eq!((outlet.region_count(), outlet.region_indexes()), (5, vec![]));
     copy(&from, &to, WritePath::Auto).unwrap();
     assert_eq!(to.snap(&key()).status().state, SnapState::NoData);
     drop(to);
@@ -352,8 +348,8 @@ fn plans_and_calls_that_do_not_fit_are_refused() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
-    let source = from.source(&key(), Want::Latest, None).unwrap();
-    let plan = plan_of(&source);
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    let plan = plan_of(&outlet);
     let snap = to.snap(&key());
     let sealed = plan.sealed.as_deref().unwrap();
     let twice = LoadPlan { sealed: Some(vec![sealed[0].clone(); 2].into()), ..plan.clone() };
@@ -368,9 +364,9 @@ fn plans_and_calls_that_do_not_fit_are_refused() {
     let mut parcel = ParcelBuilder::default();
     parcel.push(b"a blob").unwrap();
     assert!(matches!(writer.queue_parcel(parcel.finish()), Err(LoadError::TakesRegions { .. })));
-    assert!(matches!(snap.open_for_writes(plan_of(&source)), Err(LoadError::Busy { .. })));
-    for index in source.region_indexes() {
-        copy_region(&source, &writer, index).unwrap();
+    assert!(matches!(snap.open_for_writes(plan_of(&outlet)), Err(LoadError::Busy { .. })));
+    for index in outlet.region_indexes() {
+        copy_region(&outlet, &writer, index).unwrap();
     }
     writer.wait_for_writes().unwrap().close_for_writes().unwrap();
 }
@@ -437,9 +433,9 @@ fn a_load_that_nobody_feeds_ends_at_its_deadline() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
-    let source = from.source(&key(), Want::Latest, None).unwrap();
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
     let deadline = Some(Instant::now() + Duration::from_millis(50));
-    let writer = to.snap(&key()).open_for_writes(LoadPlan { deadline, ..plan_of(&source) }).unwrap();
+    let writer = to.snap(&key()).open_for_writes(LoadPlan { deadline, ..plan_of(&outlet) }).unwrap();
     let held = writer.region_intake(0).unwrap();
     assert!(matches!(writer.region_intake(0), Err(LoadError::Late { .. })), "somebody else is at it");
     assert!(matches!(writer.wait_for_writes(), Err(LoadError::Late { .. })));
