@@ -10,11 +10,13 @@
 //! tokio runtime that the caller brings.
 //!
 //! - To listen: [`Door`]. To connect: [`Dial`].
+//! - Slices from worker to worker: [`peer`].
 #![forbid(unsafe_code)]
 
 mod dial;
 mod door;
 mod lanes;
+pub mod peer;
 mod stream;
 mod tls;
 
