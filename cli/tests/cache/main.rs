@@ -11,6 +11,7 @@ mod doctor;
 mod formats;
 mod layout;
 mod ops;
+mod pull;
 mod refusal;
 
 use std::fs;
