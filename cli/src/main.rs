@@ -2,7 +2,7 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `pull.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -15,6 +15,7 @@ mod load;
 mod ops;
 mod output;
 mod progress;
+mod pull;
 mod region;
 mod scan;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Loads blobs into slices of the cache
     Load(load::Load),
+    /// Takes a slice from another worker into the cache, as it is there
+    Pull(pull::Pull),
     /// Scans slices of the cache where they lie
     Scan(scan::Scan),
     /// Lists what the cache has
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Load(load) => load.run(),
+        Command::Pull(pull) => pull.run(),
         Command::Scan(scan) => scan.run(),
         Command::Ls(ls) => ls.run(),
         Command::Evict(evict) => evict.run(),

@@ -10,6 +10,7 @@
 //! tokio runtime that the caller brings.
 //!
 //! - To listen: [`Door`]. To connect: [`Dial`]. What secures both: [`ServerTls`], [`ClientTls`].
+//! - Slices from worker to worker: [`peer`].
 //! - To serve a cache: [`node::Node`]. To ask one that serves: [`node::NodeClient`].
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod dial;
 mod door;
 mod lanes;
 pub mod node;
+pub mod peer;
 mod places;
 mod role;
 mod stream;

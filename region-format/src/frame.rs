@@ -124,6 +124,11 @@ impl<'a> Frame<'a> {
         self.block_checksums.len() as u64
     }
 
+    /// The checksums of the blocks, in order.
+    pub fn block_checksums(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
+        self.block_checksums.iter().map(|crc| crc.get())
+    }
+
     /// Where a block lies in the file; empty past the last one.
     pub fn block_range(&self, index: u64) -> Range<u64> {
         block_range(index, self.header.block_bytes, self.trailer.body_end)

@@ -14,9 +14,11 @@
 //! - To read what lies in memory: [`RegionView`] and its [`BlobCursor`].
 //! - To read a stream, or a file larger than memory: [`Frame`] and [`RegionDecoder`]; or [`Cells`], from buffers of
 //!   the reader's own.
+//! - To check a file that comes from somewhere while it comes: [`BlockCheck`].
 //! - To name a slice: [`Key`], [`KeyPattern`], [`Fingerprint`].
 #![forbid(unsafe_code)]
 
+mod block_check;
 mod body;
 mod cells;
 mod checksum;
@@ -38,6 +40,7 @@ mod trailer;
 mod view;
 mod walker;
 
+pub use block_check::BlockCheck;
 pub use body::Span;
 pub use cells::Cells;
 pub use checksum::{BlockChecksum, Crc32c, crc32c};
@@ -70,5 +73,6 @@ const _: () = {
     everywhere::<RegionDecoder<'static>>();
     everywhere::<RegionEncoder>();
     everywhere::<RegionSeal>();
+    everywhere::<BlockCheck>();
     everywhere::<FormatError>();
 };

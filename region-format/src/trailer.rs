@@ -12,6 +12,7 @@ use crate::header::{Header, MAGIC, Version};
 use crate::hex::{HexError, parse_hex, write_hex};
 use crate::limits::*;
 use crate::page::{CRC_OFFSET, bytes, check_crc, check_zero, seal};
+use crate::seal::Sealed;
 use crate::sections::trailer_offset;
 
 const SIGNATURE: [u8; 6] = *b"sealed";
@@ -214,6 +215,17 @@ impl Trailer {
     /// How many bytes stand after the body: what a reader needs to read before anything else.
     pub fn tail_bytes(&self) -> u64 {
         self.file_bytes - self.body_end
+    }
+
+    /// What the file is, in short.
+    pub fn sealed(&self) -> Sealed {
+        Sealed {
+            version: Version::V2,
+            file_bytes: self.file_bytes,
+            blob_count: self.blob_count,
+            blob_bytes: self.blob_bytes,
+            content_id: Some(self.content_id),
+        }
     }
 
     pub(crate) fn counts(&self) -> Counts {

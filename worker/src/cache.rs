@@ -29,9 +29,10 @@ use crate::scan::lease::{Held, Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
 use crate::slice::ahead::Ahead;
-use crate::slice::build::RegionBuild;
-use crate::slice::plan::{LoadPlan, REGIONS_MAX};
+use crate::slice::build::Build;
+use crate::slice::plan::LoadPlan;
 use crate::slice::scratch::Scratch;
+use crate::slice::sealed::NotASlice;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
 use crate::snap::access::keeper::{Keeper, SAVE_WAIT_MAX};
 use crate::snap::access::logs::AccessLogs;
@@ -286,6 +287,12 @@ impl Cache {
     /// this one is read first.
     pub fn snap(&self, key: &Key) -> Snap {
         Snap { core: self.core.clone(), entry: self.core.entry(key) }
+    }
+
+    pub(crate) fn snap_within(&self, key: &Key, deadline: Option<Instant>) -> Result<Snap, LeaseError> {
+        let entry = self.core.entry_within(key, &Patience::until(deadline));
+        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
+        Ok(Snap { core: self.core.clone(), entry })
     }
 
     /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
@@ -562,6 +569,14 @@ impl Snap {
         Snap { core, entry }
     }
 
+    pub(crate) fn core(&self) -> &Arc<CacheCore> {
+        &self.core
+    }
+
+    pub(crate) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
     /// The slice's key.
     pub fn key(&self) -> &Key {
         &self.entry.key
@@ -599,10 +614,10 @@ impl Snap {
         if self.core.wait_for_recovery(patience).is_none() {
             return Err(LoadError::Starting { key: key() });
         }
-        let regions = plan.regions.unwrap_or(self.core.regions_default);
-        if !(1..=REGIONS_MAX).contains(&regions) {
-            return Err(LoadError::Regions { key: key(), regions });
-        }
+        plan.check(self.core.regions_default).map_err(|error| match error {
+            NotASlice::RegionCount { found } => LoadError::Regions { key: key(), regions: found },
+            source => LoadError::NotASlice { key: key(), source },
+        })?;
         let version = loop {
             let load = self.core.next_load.fetch_add(1, Ordering::Relaxed);
             let version = Version { load, fingerprint: plan.fingerprint };
@@ -632,11 +647,11 @@ impl Snap {
             self.entry.report(event);
             error
         };
-        let regions = plan.regions.unwrap_or(self.core.regions_default);
+        let sizes = plan.sizes(self.core.regions_default);
         let load_number = version.load;
         let spindles = &self.core.spindles;
         let first = load_number as usize % spindles.len();
-        let placed = place_with_room(&self.core, first, regions, plan.expected_bytes, patience);
+        let placed = place_with_room(&self.core, first, &sizes, patience);
         let placed = placed.map_err(|refusals| {
             let error = LoadError::NoSpindle { key: key(), refusals };
             report(error, SnapEvent::LoadCancelled { version }) // It says nothing about the slice.
@@ -1239,12 +1254,12 @@ impl CacheCore {
         key: Key,
         folders: LoadFolders,
         deadline: Option<Instant>,
-        builds: Vec<RegionBuild>,
+        builds: Vec<Build>,
     ) {
         let spindles = self.spindles.clone();
         let remove = move || {
             if !folders.remove_all(&spindles) {
-                builds.into_iter().for_each(RegionBuild::leave_behind);
+                builds.into_iter().for_each(Build::leave_behind);
             }
         };
         match deadline {

@@ -5,6 +5,12 @@
 //!                                        │
 //!                                        └─seal─▶ image: can be scanned now, durable later
 //! ```
+//!
+//! What is sealed already, and comes from another worker, takes the same way from the pieces on:
+//!
+//! ```text
+//! bytes of a region file ─▶ compared, block by block, where they lie ─pieces─▶ impellers
+//! ```
 
 pub(crate) mod ahead;
 pub(crate) mod build;
@@ -12,5 +18,6 @@ pub(crate) mod deal;
 pub(crate) mod parcel;
 pub(crate) mod plan;
 pub(crate) mod scratch;
+pub(crate) mod sealed;
 pub(crate) mod space;
 pub(crate) mod writer;

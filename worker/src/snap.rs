@@ -9,6 +9,7 @@ pub(crate) mod hot;
 pub(crate) mod manifest;
 #[expect(unreachable_pub, reason = "of what is folded only the summary is public")]
 pub(crate) mod metrics;
+pub(crate) mod outlet;
 pub(crate) mod reaper;
 pub(crate) mod recovery;
 pub(crate) mod runner;

@@ -12,6 +12,7 @@ mod formats;
 mod layout;
 mod node;
 mod ops;
+mod pull;
 mod refusal;
 
 use std::fs;

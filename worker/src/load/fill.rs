@@ -9,7 +9,7 @@ use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::slice::parcel::{Parcel, ParcelBuilder};
 use crate::slice::plan::LoadPlan;
-use crate::slice::writer::{LoadError, SliceWriter};
+use crate::slice::writer::{LoadError, RegionIntake, SliceWriter};
 use crate::waits::Pending;
 
 /// A parcel goes off when the next blob would make it larger. A blob that is larger travels alone.
@@ -69,6 +69,14 @@ impl Fill {
     /// [`Self::queue_parcel`] as a future, as of [`SliceWriter::queue_parcel_async`].
     pub fn queue_parcel_async(&self, parcel: Parcel) -> Pending<Result<(), LoadError>> {
         self.writer.queue_parcel_async(parcel)
+    }
+
+    /// Takes in one of the plan's [sealed](LoadPlan::sealed) regions, as of [`SliceWriter::region_intake`].
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn region_intake(&self, index: u32) -> Result<RegionIntake, LoadError> {
+        self.writer.region_intake(index)
     }
 
     /// Gathers single blobs into parcels. Each thread takes one of its own.

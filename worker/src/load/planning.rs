@@ -15,6 +15,7 @@ use crate::scan::cancel::CancelToken;
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::pool::message_of;
 use crate::slice::plan::{LoadPlan, REGIONS_MAX};
+use crate::slice::sealed::NotASlice;
 use crate::snap::state::SnapEvent;
 
 /// A plan that is being asked for.
@@ -113,11 +114,13 @@ fn ask(
 }
 
 fn check(plan: LoadPlan) -> Result<LoadPlan, PlanError> {
-    match plan.regions {
-        Some(regions) if !(1..=REGIONS_MAX).contains(&regions) => Err(PlanError::Failed(format!(
-            "its plan deals over {regions} regions, allowed is 1 to {REGIONS_MAX}"
+    // What the cache's own default is, is fine.
+    match plan.check(1) {
+        Err(NotASlice::RegionCount { found }) => Err(PlanError::Failed(format!(
+            "its plan deals over {found} regions, allowed is 1 to {REGIONS_MAX}"
         ))),
-        _ => Ok(plan),
+        Err(error) => Err(PlanError::Failed(format!("its plan is no slice: {error}"))),
+        Ok(()) => Ok(plan),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::stream::StreamRegion;
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op};
+use crate::spindle::file::FileMode;
 use crate::spindle::pace::Pace;
 
 /// What is read at once, where there is memory for it.
@@ -93,7 +94,14 @@ impl Verifying<'_> {
     }
 
     fn verify_region(&self, manifest: &Manifest, record: &RegionRecord) -> Result<(), Problem> {
-        let opened = StreamRegion::open(self.core, manifest, record, self.core.next_lane(), self.patience);
+        let opened = StreamRegion::open(
+            self.core,
+            manifest,
+            record,
+            self.core.next_lane(),
+            FileMode::Direct,
+            self.patience,
+        );
         let region = opened.map_err(|error| match error {
             WarmError::Damaged { source, .. } => Problem::Damaged(source),
             WarmError::OtherRegion { .. } => Problem::OtherRegion,

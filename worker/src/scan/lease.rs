@@ -188,6 +188,11 @@ impl Held {
     fn entered(entry: Arc<Entry>, number: u32, version: Version) -> Arc<Held> {
         Arc::new(Held { entry, number, version: Some(version) })
     }
+
+    /// Whose it is.
+    pub(crate) fn key(&self) -> &Key {
+        &self.entry.key
+    }
 }
 
 impl Drop for Held {

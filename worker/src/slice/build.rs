@@ -19,6 +19,10 @@ use crate::spindle::held::Spindle;
 use crate::spindle::impeller::{Completion, Lane, Refusal, Replies, Reply, replies};
 use crate::spindle::refusal::SpindleRefusal;
 
+mod take;
+
+pub(crate) use take::{RegionTake, TakeError};
+
 /// Why a load can't go on. Whatever it had written is removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,6 +35,8 @@ pub(crate) enum BuildError {
     Arena(#[source] std::io::Error),
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    #[error("region {index} has {arrived} of {file_bytes} bytes")]
+    Incomplete { index: u32, arrived: u64, file_bytes: u64 },
 }
 
 impl From<DiskError> for BuildError {
@@ -64,6 +70,30 @@ pub(crate) struct Site {
     pub(crate) image_bytes_max: usize,
     /// How long its load waits: to the load's deadline or end.
     pub(crate) patience: Patience,
+}
+
+/// A region under construction: of blobs, or of the bytes of a finished file.
+pub(crate) enum Build {
+    Dealt(Box<RegionBuild>),
+    Taken(Box<RegionTake>),
+}
+
+impl Build {
+    /// Ends it. Nothing for a region that never got a blob.
+    pub(crate) fn seal(self, patience: &Patience) -> Result<Option<BuiltRegion>, BuildError> {
+        match self {
+            Build::Dealt(build) => build.seal(patience),
+            Build::Taken(take) => take.seal(patience).map(Some),
+        }
+    }
+
+    /// Its file could not be removed: its space stays counted.
+    pub(crate) fn leave_behind(self) {
+        match self {
+            Build::Dealt(build) => build.leave_behind(),
+            Build::Taken(take) => take.leave_behind(),
+        }
+    }
 }
 
 /// A region that blobs are put into.

@@ -1,11 +1,14 @@
 //! What a loader wants of a load.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use pelton_region_format::{ALIGNMENT_DEFAULT, Fingerprint};
 
 use crate::budget::memory::MemoryBudget;
 use crate::slice::deal::Deal;
+use crate::slice::sealed::{self, NotASlice, SealedRegion};
+use crate::spindle::placement::RegionSizes;
 
 /// Over how many regions a slice may be dealt: a manifest that names them all stays below a MiB.
 pub(crate) const REGIONS_MAX: u32 = 4096;
@@ -76,6 +79,9 @@ pub struct LoadPlan {
     /// Whether a load fails of which another number of blobs arrives than [`Counts::expected`](crate::Counts) says.
     /// Otherwise that is told, and the slice is served.
     pub strict_counts: bool,
+    /// The regions, if they come as finished files and not as blobs: then the load takes their bytes
+    /// ([`SliceWriter::region_intake`](crate::SliceWriter::region_intake)) and no parcels, and disk space for exactly them.
+    pub sealed: Option<Arc<[SealedRegion]>>,
 }
 
 impl LoadPlan {
@@ -93,6 +99,37 @@ impl LoadPlan {
             deadline: None,
             unwanted: Unwanted::default(),
             strict_counts: false,
+            sealed: None,
+        }
+    }
+
+    /// A plan for regions that come as finished files: those of a slice that is dealt over `region_count`, where a region
+    /// without a blob has no file.
+    pub fn of_sealed(fingerprint: Fingerprint, region_count: u32, sealed: Vec<SealedRegion>) -> LoadPlan {
+        let bytes = sealed.iter().fold(0, |sum: u64, region| sum.saturating_add(region.file_bytes));
+        LoadPlan {
+            regions: Some(region_count),
+            expected_bytes: Some(bytes),
+            sealed: Some(sealed.into()),
+            ..LoadPlan::new(fingerprint)
+        }
+    }
+
+    /// Whether it can be a slice's.
+    pub(crate) fn check(&self, regions_default: u32) -> Result<(), NotASlice> {
+        sealed::check(self.region_count(regions_default), self.sealed.as_deref().unwrap_or_default())
+    }
+
+    /// Over how many regions the blobs are dealt.
+    pub(crate) fn region_count(&self, regions_default: u32) -> u32 {
+        self.regions.unwrap_or(regions_default)
+    }
+
+    /// How much disk space its regions are promised.
+    pub(crate) fn sizes(&self, regions_default: u32) -> RegionSizes {
+        match &self.sealed {
+            Some(sealed) => RegionSizes::exactly(sealed.iter().map(|region| region.file_bytes)),
+            None => RegionSizes::dealt(self.region_count(regions_default), self.expected_bytes),
         }
     }
 

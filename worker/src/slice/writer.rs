@@ -17,10 +17,13 @@ use crate::events::{Event, reason};
 use crate::load::Counts;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::{Impatience, Patience};
-use crate::slice::build::{BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, Site, WriteError};
+use crate::slice::build::{
+    Build, BuildError, BuiltRegion, PIECES_PER_REGION, RegionBuild, RegionTake, Site, WriteError,
+};
 use crate::slice::deal::Dealer;
 use crate::slice::parcel::{Parcel, ParcelError};
 use crate::slice::plan::{Durability, LoadPlan, REGIONS_MAX};
+use crate::slice::sealed::{NotASlice, SealedRegion};
 use crate::snap::commit::{Commit, CommitError, LoadFolders};
 use crate::snap::hot::{HotRegion, HotSlice};
 use crate::snap::metrics::{BlobSizes, LoadFacts};
@@ -51,6 +54,50 @@ pub enum LoadError {
         key: Key,
         /// What the plan says.
         regions: u32,
+    },
+    /// The regions of the plan can't be a slice's. Whoever told of them is wrong.
+    #[error("what is to be loaded as {key} is no slice")]
+    NotASlice {
+        /// The slice.
+        key: Key,
+        /// What does not fit.
+        source: NotASlice,
+    },
+    /// Its plan is for sealed regions: it takes no parcels. The load goes on.
+    #[error("the load of {key} takes sealed regions, and no parcels")]
+    TakesRegions {
+        /// The slice.
+        key: Key,
+    },
+    /// Its plan has no such sealed region. The load goes on.
+    #[error("the load of {key} takes no sealed region {index}")]
+    NoRegion {
+        /// The slice.
+        key: Key,
+        /// Which region was to be taken.
+        index: u32,
+    },
+    /// Not all bytes of a sealed region came. The load is over.
+    #[error("the load of {key} ended when region {index} had {} of {}", Exact(*arrived), Exact(*file_bytes))]
+    Incomplete {
+        /// The slice.
+        key: Key,
+        /// Which region.
+        index: u32,
+        /// Up to where it came.
+        arrived: u64,
+        /// How long it is.
+        file_bytes: u64,
+    },
+    /// Bytes of a sealed region are not what was written, and could not be asked for again. The load is over.
+    #[error("the load of {key} got a damaged region {index}")]
+    Damaged {
+        /// The slice.
+        key: Key,
+        /// Which region.
+        index: u32,
+        /// What does not hold.
+        source: Box<pelton_region_format::FormatError>,
     },
     /// The memory budget does not allow it. Evict something, or configure more.
     #[error("the load of {key} got no memory")]
@@ -165,6 +212,10 @@ pub struct SliceWriter {
     load: Arc<Load>,
 }
 
+mod intake;
+
+pub use intake::{IntakeError, RegionIntake};
+
 /// A load, for its writer and for the calls that are under way.
 struct Load {
     core: Arc<CacheCore>,
@@ -212,6 +263,8 @@ struct Draft {
     deadline: Option<Instant>,
     dealer: Mutex<Dealer>,
     regions: Vec<Turn>,
+    /// Over how many the blobs are dealt. Of sealed ones, only those with a blob are there.
+    region_count: u32,
     /// Those that the regions lie on, each once.
     spindles: Vec<Arc<Spindle>>,
     /// What was dealt, those of a parcel together.
@@ -222,13 +275,13 @@ struct Draft {
 
 /// A region under construction, in a channel of one: whoever takes it out works at it alone.
 struct Turn {
-    next: Receiver<RegionBuild>,
-    back: Sender<RegionBuild>,
+    next: Receiver<Build>,
+    back: Sender<Build>,
 }
 
 /// A region that one call works at. It goes back by itself; a panic ends the load, which has a part of a parcel then.
 struct Taken<'t> {
-    build: Option<RegionBuild>,
+    build: Option<Build>,
     turn: &'t Turn,
     load: &'t Load,
 }
@@ -242,23 +295,16 @@ impl SliceWriter {
         space: Vec<Reservation>,
         patience: &Patience,
     ) -> Result<SliceWriter, LoadError> {
-        let region_count = plan.regions.unwrap_or(core.regions_default);
+        let region_count = plan.region_count(core.regions_default);
         let keeps_image = plan.keeps_image(plan.expected_bytes, &core.budget);
-        let (piece_bytes, mut reserve) = reserve_pieces(&core, region_count, patience)
+        let (piece_bytes, mut reserve) = reserve_pieces(&core, space.len() as u32, patience)
             .map_err(|source| LoadError::Memory { key: entry.key.clone(), source })?;
         let over = CancelToken::new();
         let mut spindles: Vec<Arc<Spindle>> = Vec::new();
-        let regions = (0..region_count).zip(space).map(|(index, space)| {
-            let header = Header {
-                alignment: plan.alignment,
-                region_index: index,
-                region_count,
-                writer: *b"pelton worker 1\0",
-                key: Some(entry.key.clone()),
-                fingerprint: Some(plan.fingerprint),
-                ..Header::default()
-            };
-            let (spindle, path) = folders.place(&core.spindles, index);
+        let regions = space.into_iter().enumerate().map(|(turn, space)| {
+            let sealed = plan.sealed.as_ref().map(|sealed| sealed[turn].clone());
+            let index = sealed.as_ref().map_or(turn as u32, |region| region.index);
+            let (spindle, path) = folders.place(&core.spindles, turn, index);
             if !spindles.iter().any(|known| Arc::ptr_eq(known, &spindle)) {
                 spindles.push(spindle.clone());
             }
@@ -274,7 +320,21 @@ impl SliceWriter {
                 patience: Patience { stop: Some(over.clone()), ..Patience::until(plan.deadline) },
             };
             let reserve = reserve.split((piece_bytes * PIECES_PER_REGION) as u64);
-            Turn::new(RegionBuild::new(site, header, keeps_image, reserve, space))
+            if let Some(region) = sealed {
+                let take = RegionTake::new(site, region, keeps_image, reserve, space);
+                return Turn::new(Build::Taken(Box::new(take)));
+            }
+            let header = Header {
+                alignment: plan.alignment,
+                region_index: index,
+                region_count,
+                writer: *b"pelton worker 1\0",
+                key: Some(entry.key.clone()),
+                fingerprint: Some(plan.fingerprint),
+                ..Header::default()
+            };
+            let build = RegionBuild::new(site, header, keeps_image, reserve, space);
+            Turn::new(Build::Dealt(Box::new(build)))
         });
         let regions: Vec<Turn> = regions.collect();
         let (failed, why) = (Arc::<AtomicBool>::default(), Arc::<OnceLock<String>>::default());
@@ -286,10 +346,11 @@ impl SliceWriter {
             why: why.clone(),
             folders,
             deadline: plan.deadline,
-            dealer: Mutex::new(Dealer::new(plan.deal, regions.len())),
+            dealer: Mutex::new(Dealer::new(plan.deal, regions.len().max(1))),
             regions,
+            region_count,
             spindles,
-            sizes: Mutex::default(),
+            sizes: Mutex::new(sizes_of(plan.sealed.as_deref().unwrap_or_default())),
             handed_on: false,
         };
         let (line, calls) = bounded(0);
@@ -414,6 +475,9 @@ impl Load {
     }
 
     fn queue_parcel(&self, call: &Call, parcel: Parcel, patience: &Patience) -> Result<(), LoadError> {
+        if self.plan.sealed.is_some() {
+            return Err(LoadError::TakesRegions { key: self.entry.key.clone() });
+        }
         let draft = &*call.draft;
         let deadline = [self.plan.deadline, patience.deadline].into_iter().flatten().min();
         let patience = Patience { deadline, stop: Some(self.over.clone()), ..patience.clone() };
@@ -528,7 +592,7 @@ impl Load {
             // Before the draft goes: it tells how the load has ended.
             built.extend(region.inspect_err(|error| self.fail(error))?);
         }
-        let region_count = draft.regions.len() as u32;
+        let region_count = draft.region_count;
         let facts = LoadFacts::of(*lock(&draft.sizes), built.len() as u64);
         let folders = draft.hand_on();
         self.told.store(true, Ordering::Relaxed);
@@ -623,7 +687,7 @@ impl Drop for Draft {
 }
 
 impl Turn {
-    fn new(build: RegionBuild) -> Turn {
+    fn new(build: Build) -> Turn {
         let (back, next) = bounded(1);
         back.send(build).expect("a channel of one has room for the first");
         Turn { next, back }
@@ -648,7 +712,10 @@ impl Turn {
 
 impl Taken<'_> {
     fn build(&mut self) -> &mut RegionBuild {
-        self.build.as_mut().expect("it goes back when this drops")
+        match self.build.as_mut().expect("it goes back when this drops") {
+            Build::Dealt(build) => build,
+            Build::Taken(_) => unreachable!("a load of sealed regions refuses parcels"),
+        }
     }
 }
 
@@ -662,6 +729,7 @@ impl Drop for Taken<'_> {
         }
     }
 }
+
 /// How long opening waits for other loads to end, if memory allows only so many at once.
 const OPEN_WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -690,6 +758,12 @@ fn reserve_pieces(
         }
     })?;
     Ok((PIECE_BYTES_STEP, grant))
+}
+
+/// What is known of the blobs' sizes before any has come.
+fn sizes_of(sealed: &[SealedRegion]) -> BlobSizes {
+    let sizes = |region: &SealedRegion| BlobSizes::alike(region.blob_count, region.blob_bytes);
+    sealed.iter().map(sizes).fold(BlobSizes::default(), BlobSizes::merge)
 }
 
 /// Images become the hot slice; what is left of each region is on its way to the disk.
@@ -862,6 +936,9 @@ pub(crate) fn load_error(key: Key, error: BuildError) -> LoadError {
         BuildError::Memory(source) => LoadError::Memory { key, source },
         BuildError::Arena(source) => LoadError::System { key, source },
         BuildError::Encode(source) => LoadError::Encode { key, source },
+        BuildError::Incomplete { index, arrived, file_bytes } => {
+            LoadError::Incomplete { key, index, arrived, file_bytes }
+        }
     }
 }
 

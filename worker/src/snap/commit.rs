@@ -82,9 +82,10 @@ impl LoadFolders {
         Ok(())
     }
 
-    /// The spindle of a region, and its path there.
-    pub(crate) fn place(&self, all: &[Arc<Spindle>], index: u32) -> (Arc<Spindle>, String) {
-        let spindle = all[self.spindles[index as usize % self.spindles.len()]].clone();
+    /// The spindle of a region, and its path there. `turn` counts the load's files: where regions without a blob are
+    /// known, those that follow close up.
+    pub(crate) fn place(&self, all: &[Arc<Spindle>], turn: usize, index: u32) -> (Arc<Spindle>, String) {
+        let spindle = all[self.spindles[turn % self.spindles.len()]].clone();
         (spindle, format!("{LOADS}/{}/{index:04}.region", self.name))
     }
 

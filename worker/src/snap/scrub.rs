@@ -243,7 +243,8 @@ impl Scrub {
             false => Verdict::Unread(error),
         };
         self.pay(2 * DIRECT_ALIGNMENT as u64);
-        let region = StreamRegion::open(&self.core, manifest, record, Lane::LAST, &self.patience());
+        let region =
+            StreamRegion::open(&self.core, manifest, record, Lane::LAST, FileMode::Direct, &self.patience());
         let region = region.map_err(|error| {
             let block = block_of(&error);
             judge(error, block)

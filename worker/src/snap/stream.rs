@@ -70,19 +70,20 @@ pub(crate) fn open_stream(
     let patience = Patience::until(deadline);
     let open = |record| {
         let lane = core.next_lane();
-        StreamRegion::open(core, manifest, record, lane, &patience).map(Arc::new)
+        StreamRegion::open(core, manifest, record, lane, FileMode::Direct, &patience).map(Arc::new)
     };
     let regions = manifest.regions.iter().map(open).collect::<Result<_, _>>()?;
     Ok(Arc::new(StreamSlice { key: manifest.key.clone(), fingerprint: manifest.fingerprint, regions }))
 }
 
 impl StreamRegion {
-    /// Opens one region's file, and reads and checks its frame; all of it in this lane.
+    /// Opens one region's file, and reads and checks its frame; all of it in this lane, past the page cache or through it.
     pub(crate) fn open(
         core: &CacheCore,
         manifest: &Manifest,
         record: &RegionRecord,
         lane: Lane,
+        mode: FileMode,
         patience: &Patience,
     ) -> Result<StreamRegion, WarmError> {
         let (index, file_bytes) = (record.index, record.file_bytes);
@@ -94,7 +95,7 @@ impl StreamRegion {
             .iter()
             .find(|spindle| spindle.uuid == uuid)
             .ok_or(WarmError::NoSpindle { index })?;
-        let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode: FileMode::Direct };
+        let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode };
         let file = spindle.impellers.run_patiently(lane, open, patience).map_err(disk)?.into_file();
         let read = |from: u64, to: u64| read(spindle, &file, from, to, lane, patience).map_err(disk);
         let cut = |place, offset, found: &[u8], expected| {

@@ -128,7 +128,7 @@ pub enum WarmError {
 
 impl WarmError {
     /// Whether the slice is not what was written.
-    pub(crate) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         matches!(self, WarmError::Damaged { .. } | WarmError::OtherRegion { .. } | WarmError::Manifest { .. })
     }
 }

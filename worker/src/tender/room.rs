@@ -7,7 +7,7 @@ use super::policy::{NoRoom, Place, Wanted};
 use super::run::{Turn, clear};
 use crate::cache::CacheCore;
 use crate::scan::patience::Patience;
-use crate::spindle::placement::{Placement, place, region_bytes, shares};
+use crate::spindle::placement::{Placement, RegionSizes, place};
 use crate::spindle::refusal::{RefusalReason, SpindleRefusal};
 
 /// How often room is made anew that somebody else has taken meanwhile.
@@ -51,16 +51,15 @@ pub(crate) fn make_room_in_memory<'a>(
 pub(crate) fn place_with_room(
     core: &Arc<CacheCore>,
     first: usize,
-    region_count: u32,
-    expected_bytes: Option<u64>,
+    sizes: &RegionSizes,
     patience: &Patience,
 ) -> Result<Placement, Vec<SpindleRefusal>> {
     let patience = &shortened(patience);
-    let mut placed = place(&core.spindles, first, region_count, expected_bytes);
+    let mut placed = place(&core.spindles, first, sizes);
     if placed.is_err() {
         // Files whose last map has just gone may be on their way out.
         core.warmth.reaper.settle();
-        placed = place(&core.spindles, first, region_count, expected_bytes);
+        placed = place(&core.spindles, first, sizes);
     }
     if placed.is_ok() || !core.tender.is_on {
         return placed;
@@ -74,10 +73,10 @@ pub(crate) fn place_with_room(
         if patience.check().is_err() {
             break;
         }
-        if !clear_disks(core, first, region_count, expected_bytes, refusals, patience) {
+        if !clear_disks(core, first, sizes, refusals, patience) {
             break;
         }
-        placed = place(&core.spindles, first, region_count, expected_bytes);
+        placed = place(&core.spindles, first, sizes);
     }
     placed
 }
@@ -86,8 +85,7 @@ pub(crate) fn place_with_room(
 fn clear_disks(
     core: &Arc<CacheCore>,
     first: usize,
-    region_count: u32,
-    expected_bytes: Option<u64>,
+    sizes: &RegionSizes,
     refusals: &mut [SpindleRefusal],
     patience: &Patience,
 ) -> bool {
@@ -98,10 +96,9 @@ fn clear_disks(
     };
     let in_turn = (0..spindles.len()).map(|i| (first + i) % spindles.len());
     let mut candidates: Vec<usize> = in_turn.filter(|number| !is_out(number)).collect();
-    let bytes = region_bytes(region_count, expected_bytes);
     // Over all of them; without the one that can't; and so on. As placing does.
     while !candidates.is_empty() {
-        let dealt = shares(&candidates, region_count, bytes);
+        let dealt = sizes.shares(&candidates);
         let wanted = Wanted { memory: 0, spindles: dealt };
         match clear(core, &wanted, now_ms(core), patience) {
             Ok(went) => return went,
