@@ -37,6 +37,8 @@
 //! writes them.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "nexus")]
+pub use pelton_nexus as nexus;
 pub use pelton_region_format::{
     ALIGNMENT_DEFAULT, ALIGNMENT_MAX, ALIGNMENT_MIN, BLOB_BYTES_MAX, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX,
     BLOCK_BYTES_MIN, BlobCursor, BlobFragment, BlobIter, ContentId, EncodeError, FILE_BYTES_MAX, Fingerprint,

@@ -1,0 +1,214 @@
+//! Connecting to another process: gRPC, and lanes beside it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pelton_nexus_proto::lane::{LaneAnswer, LaneError, LaneOpening};
+use pelton_nexus_proto::messages::Lane;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::stream::Stream;
+use crate::tls::ClientSecurity;
+
+/// Where another process listens, and how to get there.
+#[derive(Clone)]
+pub struct Dial {
+    host: Arc<str>,
+    port: u16,
+    security: ClientSecurity,
+    connect_wait_max: Duration,
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// Not an address.
+    #[error("{text:?} is no address: write HOST:PORT")]
+    Address {
+        /// What was given.
+        text: String,
+    },
+    /// Nobody answers there.
+    #[error("{address} can't be reached: {source}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody answers, but not as TLS, or does not trust us, or we not him.
+    #[error("{address} and this process can't agree on TLS: {source}")]
+    Tls {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("{address} did not answer within {waited:?}")]
+    Timeout {
+        /// Where.
+        address: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The connection stands, but does not speak gRPC.
+    #[error("{address} does not speak gRPC: {source}")]
+    Grpc {
+        /// Where.
+        address: String,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// A lane was offered and then refused.
+    #[error("{address} refuses the lane that it offered: {answer:?}")]
+    LaneRefused {
+        /// Where.
+        address: String,
+        /// What it answered.
+        answer: LaneAnswer,
+    },
+    /// What answers at the lane's port is no lane.
+    #[error("what answers at {address} is no lane: {source}")]
+    Lane {
+        /// Where.
+        address: String,
+        /// Why.
+        source: LaneError,
+    },
+}
+
+impl Dial {
+    /// Goes to `address`, a `HOST:PORT`.
+    ///
+    /// # Errors
+    /// [`DialError::Address`].
+    pub fn new(address: &str, security: ClientSecurity) -> Result<Dial, DialError> {
+        let refuse = || DialError::Address { text: address.to_owned() };
+        let (host, port) = address.rsplit_once(':').ok_or_else(refuse)?;
+        let port = port.parse().map_err(|_| refuse())?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        if host.is_empty() {
+            return Err(refuse());
+        }
+        Ok(Dial { host: host.into(), port, security, connect_wait_max: Duration::from_secs(10) })
+    }
+
+    /// Sets how long connecting may take.
+    pub fn connect_wait_max(mut self, wait: Duration) -> Dial {
+        self.connect_wait_max = wait;
+        self
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> String {
+        self.address_of(self.port)
+    }
+
+    /// Connects for gRPC.
+    ///
+    /// # Errors
+    /// [`DialError`]
+    pub async fn channel(&self) -> Result<Channel, DialError> {
+        // Connected here first, so that what is wrong keeps its own words.
+        let first = Arc::new(std::sync::Mutex::new(Some(self.stream(self.port).await?)));
+        let dial = self.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let (first, dial) = (Arc::clone(&first), dial.clone());
+            async move {
+                let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+                let stream = match first {
+                    Some(stream) => stream,
+                    None => dial.stream(dial.port).await.map_err(io::Error::other)?,
+                };
+                Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        let scheme = if matches!(self.security, ClientSecurity::Plain) { "http" } else { "https" };
+        let uri = format!("{scheme}://{}", self.address());
+        let endpoint = Endpoint::from_shared(uri)
+            .map_err(|_| DialError::Address { text: self.address() })?
+            .connect_timeout(self.connect_wait_max)
+            .initial_connection_window_size(STREAM_WINDOW_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .tcp_nodelay(true);
+        let connecting = endpoint.connect_with_connector(connector);
+        match tokio::time::timeout(self.connect_wait_max, connecting).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(source)) => Err(DialError::Grpc { address: self.address(), source }),
+            Err(_) => Err(DialError::Timeout { address: self.address(), waited: self.connect_wait_max }),
+        }
+    }
+
+    /// Opens the lane that the other side has offered.
+    ///
+    /// # Errors
+    /// [`DialError`]
+    pub async fn lane(&self, lane: &Lane) -> Result<Stream, DialError> {
+        let port = u16::try_from(lane.port).unwrap_or(0);
+        let address = self.address_of(port);
+        let opening = async {
+            let mut to = self.clone();
+            if !lane.host.is_empty() {
+                to.host = lane.host.as_str().into();
+            }
+            let mut stream = to.stream(port).await?;
+            let connect = |source| DialError::Connect { address: address.clone(), source };
+            let token = lane.token.as_slice().try_into().map_err(|_| {
+                connect(io::Error::new(io::ErrorKind::InvalidData, "the token has not 32 bytes"))
+            })?;
+            stream.write_all(&LaneOpening { token }.encode()).await.map_err(connect)?;
+            stream.flush().await.map_err(connect)?;
+            let mut answer = [0; LaneAnswer::BYTES];
+            stream.read_exact(&mut answer).await.map_err(connect)?;
+            let refuse = |source| DialError::Lane { address: address.clone(), source };
+            match LaneAnswer::decode(&answer).map_err(refuse)? {
+                LaneAnswer::Taken => Ok(stream),
+                answer => Err(DialError::LaneRefused { address: address.clone(), answer }),
+            }
+        };
+        match tokio::time::timeout(self.connect_wait_max, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(DialError::Timeout { address, waited: self.connect_wait_max }),
+        }
+    }
+
+    async fn stream(&self, port: u16) -> Result<Stream, DialError> {
+        let address = self.address_of(port);
+        let connecting = async {
+            let connect = |source| DialError::Connect { address: address.clone(), source };
+            let tcp = TcpStream::connect((&*self.host, port)).await.map_err(connect)?;
+            tcp.set_nodelay(true).map_err(connect)?;
+            match &self.security {
+                ClientSecurity::Plain => Ok(Stream::Plain(tcp)),
+                ClientSecurity::Tls(connector) => {
+                    let tls = |source| DialError::Tls { address: address.clone(), source };
+                    let name = ServerName::try_from(self.host.to_string())
+                        .map_err(|error| tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+                    let stream = connector.connect(name, tcp).await.map_err(tls)?;
+                    Ok(Stream::Tls(Box::new(stream.into())))
+                }
+            }
+        };
+        match tokio::time::timeout(self.connect_wait_max, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(DialError::Timeout { address, waited: self.connect_wait_max }),
+        }
+    }
+
+    fn address_of(&self, port: u16) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{port}", self.host)
+        } else {
+            format!("{}:{port}", self.host)
+        }
+    }
+}
+
+/// What HTTP/2 lets a peer send ahead. Credit is what bounds memory; this must not be what bounds the rate.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;

@@ -1,0 +1,25 @@
+//! Slices over the wire: sources stream in, workers serve each other, operators ask a node.
+//!
+//! ```text
+//!   a source ──Feed──▶ ┐                      ┌ ◀──Admin── pelton ls --node
+//!                      ├─ door ─▶ the cache ──┤
+//!   a worker ◀──Peer── ┘                      └ ──Feed, Peer──▶ dial ─▶ another door
+//! ```
+//!
+//! What is said, and what each end decides, is `pelton-nexus-proto`'s; here are the sockets. Everything runs on a
+//! tokio runtime that the caller brings.
+//!
+//! - To listen: [`Door`]. To connect: [`Dial`].
+#![forbid(unsafe_code)]
+
+mod dial;
+mod door;
+mod lanes;
+mod stream;
+mod tls;
+
+pub use dial::{Dial, DialError};
+pub use door::{Caller, Connection, Door, Incoming};
+pub use lanes::{LaneLimits, LanePlace, Lanes, OfferedLane};
+pub use stream::Stream;
+pub use tls::{ClientSecurity, ServerSecurity};
