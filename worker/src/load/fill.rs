@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use pelton_region_format::Key;
 
+use crate::budget::buffers::{BufferGrant, Buffers};
 use crate::load::LoaderError;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
@@ -69,6 +70,19 @@ impl Fill {
     /// [`Self::queue_parcel`] as a future, as of [`SliceWriter::queue_parcel_async`].
     pub fn queue_parcel_async(&self, parcel: Parcel) -> Pending<Result<(), LoadError>> {
         self.writer.queue_parcel_async(parcel)
+    }
+
+    /// What parcels may use: for who takes a parcel's memory before the parcel comes.
+    pub fn buffers(&self) -> Buffers {
+        self.writer.buffers()
+    }
+
+    /// [`Self::queue_parcel`] for a parcel whose memory was taken before it came, as of [`SliceWriter::queue_paid`].
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn queue_paid(&self, parcel: Parcel, paid: BufferGrant) -> Result<(), LoadError> {
+        self.writer.queue_paid(parcel, paid)
     }
 
     /// Gathers single blobs into parcels. Each thread takes one of its own.
