@@ -9,17 +9,22 @@
 //! What is said, and what each end decides, is `pelton-nexus-proto`'s; here are the sockets. Everything runs on a
 //! tokio runtime that the caller brings.
 //!
-//! - To listen: [`Door`]. To connect: [`Dial`].
+//! - To listen: [`Door`]. To connect: [`Dial`]. What is allowed at once: [`NodeLimits`].
+//! - Slices from sources, and to nodes: [`feed`].
 #![forbid(unsafe_code)]
 
 mod dial;
 mod door;
+pub mod feed;
 mod lanes;
+mod limits;
 mod stream;
 mod tls;
 
 pub use dial::{Dial, DialError};
 pub use door::{Caller, Connection, Door, Incoming};
 pub use lanes::{LaneLimits, LanePlace, Lanes, OfferedLane};
+pub use limits::{NodeLimits, StreamPlace};
+pub use pelton_nexus_proto::{Codec, Limit, LimitExceeded, Limits, PackerOptions};
 pub use stream::Stream;
 pub use tls::{ClientSecurity, ServerSecurity};
