@@ -2,13 +2,14 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `scan.rs`, `ops/` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `feed.rs`, `load.rs`, `scan.rs`, `ops/` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
 mod demo;
 mod doctor;
 mod failure;
+mod feed;
 mod file_kind;
 mod input;
 mod load;
@@ -45,6 +46,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Loads blobs into slices of the cache
     Load(load::Load),
+    /// Gives files as slices to whoever loads from here: a source for trying things
+    Feed(feed::Feed),
     /// Scans slices of the cache where they lie
     Scan(scan::Scan),
     /// Lists what the cache has
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Load(load) => load.run(),
+        Command::Feed(feed) => feed.run(),
         Command::Scan(scan) => scan.run(),
         Command::Ls(ls) => ls.run(),
         Command::Evict(evict) => evict.run(),

@@ -8,9 +8,11 @@ mod again;
 mod config;
 mod demo;
 mod doctor;
+mod feed;
 mod formats;
 mod layout;
 mod ops;
+mod python_source;
 mod refusal;
 
 use std::fs;
