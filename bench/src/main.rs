@@ -16,6 +16,7 @@ mod disk;
 mod flip;
 mod frame;
 mod load;
+mod nexus;
 mod region;
 mod restart;
 mod scan;
@@ -80,6 +81,8 @@ enum Which {
     Scan,
     /// Loading a slice: until scannable, until durable, from LZ4, and its memory
     Load,
+    /// Feeding a slice from another process, by gRPC and by lane
+    Nexus,
     /// Letting go of a mapped slice and taking it up again
     Flip,
     /// Opening a cache with many slices, the first lease, and what leases and idle slices cost
@@ -95,20 +98,30 @@ impl Which {
             Which::Tender => vec![Box::new(tender::TenderBench::new(knobs))],
             Which::Scan => vec![Box::new(scan::ScanBench::new(knobs, folder.clone()))],
             Which::Load => vec![Box::new(load::LoadBench::new(knobs, folder.clone()))],
+            Which::Nexus => vec![Box::new(nexus::NexusBench::new(knobs, folder.clone()))],
             Which::Flip => vec![Box::new(flip::FlipBench::new(knobs, folder.clone()))],
             Which::Restart => vec![Box::new(restart::RestartBench::new(knobs, folder.clone()))],
             // The first looks at the memory of the process, which others leave with the allocator.
-            Which::All => {
-                [Which::Restart, Which::Region, Which::Tender, Which::Scan, Which::Load, Which::Flip]
-                    .into_iter()
-                    .flat_map(|which| which.benches(knobs, folder))
-                    .collect()
-            }
+            Which::All => [
+                Which::Restart,
+                Which::Region,
+                Which::Tender,
+                Which::Scan,
+                Which::Load,
+                Which::Nexus,
+                Which::Flip,
+            ]
+            .into_iter()
+            .flat_map(|which| which.benches(knobs, folder))
+            .collect(),
         }
     }
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = nexus::serve_if_asked() {
+        return code;
+    }
     match run(Arguments::parse()) {
         Ok(code) => code,
         // Whoever read our output has seen enough.

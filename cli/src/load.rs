@@ -1,10 +1,12 @@
 //! `pelton load`: blobs into slices of the cache.
 //!
 //! ```text
+//! a source ─parcels─▶ pull.rs ──────────────────────────┐
 //! files of the library ─blobs─▶ slices.rs ─parcels─▶ the cache
 //!     └─▶ fingerprint: is it there already?
 //! ```
 
+mod pull;
 mod slices;
 mod target;
 
@@ -24,6 +26,7 @@ use crate::stdout::Stdout;
 use crate::usage::usage;
 use pelton::files::{self, FileFormat, Input};
 use pelton::units::{Size, count};
+pub(crate) use pull::runtime;
 use rustix::rand::{GetRandomFlags, getrandom};
 use slices::OpenSlices;
 use target::Target;
@@ -33,12 +36,15 @@ use target::Target;
 pub(crate) struct Load {
     /// The slices to load, as domain/view@clock; or one of them, as domain/view@clock#slice
     key: Target,
-    /// Where the blobs come from: a file, a pipe, all files of a folder, or - for standard input
-    #[arg(long, value_name = "FILE|DIR|-")]
+    /// Where the blobs come from: a file, a pipe, all files of a folder, - for standard input, or a source
+    #[arg(long, value_name = "FILE|DIR|-|nexus://HOST:PORT")]
     from: PathBuf,
-    /// How they stand there
-    #[arg(long, value_enum)]
-    format: Format,
+    /// How they stand there. A source sends blobs as such
+    #[arg(long, value_enum, required_unless_present = "insecure")]
+    format: Option<Format>,
+    /// Reaches a source without TLS: whoever is on the way can read and change what it sends
+    #[arg(long)]
+    insecure: bool,
     /// Over how many slices blobs are dealt [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     slices: Option<u32>,
@@ -69,7 +75,7 @@ pub(crate) struct Load {
 
 /// How blobs stand in an input.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     /// Each blob is a line; the line feed at its end does not belong to it
     Lines,
     /// Each blob is a length (u32, little-endian) and its bytes
@@ -146,20 +152,21 @@ impl From<Deal> for pelton::Deal {
 
 impl Load {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        self.check()?;
+        if let Some(address) = pull::address(&self.from) {
+            return pull::run(&self, address);
+        }
+        let format = FileFormat::from(self.check()?);
         let slices = self.slices.unwrap_or(1);
-        let regions = self.regions.unwrap_or_else(cores);
         let inputs = match self.from == Path::new("-") {
             true => vec![Input::stdin()],
             false => files::find(&self.from)?,
         };
-        let format = FileFormat::from(self.format);
         let config = self.cache.config()?;
         self.check_apart(&config)?;
         let cache = cache::open(config)?;
         let fingerprint = match self.fingerprint {
             Some(fingerprint) => fingerprint,
-            None => self.fingerprint_of(&inputs, slices)?,
+            None => self.fingerprint_of(&inputs, format, slices)?,
         };
         let keys = self.key.keys(slices);
         if is_there(&cache, &self.key, &keys, fingerprint) {
@@ -168,14 +175,7 @@ impl Load {
 
         let started = Instant::now();
         let bytes_known: Option<u64> = inputs.iter().map(Input::len).sum();
-        let mut plan = LoadPlan::new(fingerprint);
-        plan.regions = Some(regions);
-        plan.deal = self.deal.into();
-        plan.alignment = self.align.unwrap_or(plan.alignment);
-        plan.expected_bytes = bytes_known.map(|bytes| bytes / u64::from(slices));
-        if self.durable {
-            plan.durability = Durability::Wait;
-        }
+        let plan = self.plan(fingerprint, bytes_known.map(|bytes| bytes / u64::from(slices)));
         let mut open = OpenSlices::open(&cache, &keys, &plan, self.codec.into())?;
         let progress = Progress::new("loading", bytes_known);
         for input in &inputs {
@@ -183,8 +183,32 @@ impl Load {
             input.check_unchanged()?;
         }
         // All are sealed before the first is closed: what fails until then leaves the old slices in place.
-        let mut sealed = open.seal()?;
+        let sealed = open.seal()?;
         drop(progress);
+        self.close(&cache, &keys, fingerprint, sealed, started)
+    }
+
+    fn plan(&self, fingerprint: Fingerprint, expected_bytes: Option<u64>) -> LoadPlan {
+        let mut plan = LoadPlan::new(fingerprint);
+        plan.regions = Some(self.regions.unwrap_or_else(cores));
+        plan.deal = self.deal.into();
+        plan.alignment = self.align.unwrap_or(plan.alignment);
+        plan.expected_bytes = expected_bytes;
+        if self.durable {
+            plan.durability = Durability::Wait;
+        }
+        plan
+    }
+
+    /// Hands the sealed slices to the cache, and says when they are what was asked for.
+    fn close(
+        &self,
+        cache: &Cache,
+        keys: &[Key],
+        fingerprint: Fingerprint,
+        mut sealed: Vec<SealedSlice>,
+        started: Instant,
+    ) -> Result<(), Failure> {
         let mut outcome = Outcome::of_load(self.state(), &self.key, fingerprint, &sealed);
         // Slice 0 is committed after all others: a generation that has it is complete.
         let first = sealed.remove(0);
@@ -195,11 +219,11 @@ impl Load {
             // Sealed is scannable; what is left is the way to the disk.
             outcome.seconds = Some(started.elapsed().as_secs_f64());
             self.tell(&outcome)?;
-            sync(&cache)?;
+            sync(cache)?;
         }
         first.close_for_writes().map_err(|error| Failure::cache(&error))?;
-        sync(&cache)?;
-        remove_others(&cache, &self.key, &keys)?;
+        sync(cache)?;
+        remove_others(cache, &self.key, keys)?;
         if self.durable {
             outcome.seconds = Some(started.elapsed().as_secs_f64());
             self.tell(&outcome)?;
@@ -208,24 +232,34 @@ impl Load {
     }
 
     /// What can be read only once gets a random one, so it is never taken for something else.
-    fn fingerprint_of(&self, inputs: &[Input], slices: u32) -> Result<Fingerprint, Failure> {
+    fn fingerprint_of(
+        &self,
+        inputs: &[Input],
+        format: FileFormat,
+        slices: u32,
+    ) -> Result<Fingerprint, Failure> {
         let progress = Progress::new("fingerprinting", inputs.iter().map(Input::len).sum());
         let seen = &mut |bytes: &[u8]| progress.advance(bytes.len());
-        match files::fingerprint(inputs, self.format.into(), self.codec.name(), slices, seen)? {
+        match files::fingerprint(inputs, format, self.codec.name(), slices, seen)? {
             Some(fingerprint) => Ok(fingerprint),
             None => random(),
         }
     }
 
-    fn check(&self) -> Result<(), Failure> {
+    /// How blobs stand in the files.
+    fn check(&self) -> Result<Format, Failure> {
         let refuse = |message: &str| Err(usage(&["load"], message.to_owned()));
+        if self.insecure {
+            return refuse("--insecure is for a source, as nexus://HOST:PORT; leave it out for files");
+        }
+        let Some(format) = self.format else { return refuse("files need --format") };
         if self.slices.is_some() && matches!(self.key, Target::Slice(_)) {
             return refuse("the key names one slice, so --slices has no meaning; leave out one of them");
         }
-        if self.format == Format::Region && self.from == Path::new("-") {
+        if format == Format::Region && self.from == Path::new("-") {
             return refuse("a region file is read from both ends, so it can't come from standard input");
         }
-        Ok(())
+        Ok(format)
     }
 
     /// Refuses to load the cache's own files, which the next load would find to be others.

@@ -2,13 +2,14 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `doctor.rs`, `load.rs`, `pull.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `feed.rs`, `load.rs`, `pull.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
 mod demo;
 mod doctor;
 mod failure;
+mod feed;
 mod file_kind;
 mod input;
 mod load;
@@ -50,6 +51,8 @@ enum Command {
     Load(load::Load),
     /// Takes a slice from another worker into the cache, as it is there
     Pull(pull::Pull),
+    /// Gives files as slices to whoever loads from here: a source for trying things
+    Feed(feed::Feed),
     /// Scans slices of the cache where they lie
     Scan(scan::Scan),
     /// Lists what the cache has
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(),
         Command::Load(load) => load.run(),
         Command::Pull(pull) => pull.run(),
+        Command::Feed(feed) => feed.run(),
         Command::Scan(scan) => scan.run(),
         Command::Ls(ls) => ls.run(),
         Command::Evict(evict) => evict.run(),

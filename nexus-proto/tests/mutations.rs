@@ -105,7 +105,7 @@ fn senders_words() -> Vec<FeedMessage> {
         wire_parcel(0, &small),
         message(Heartbeat {}),
         wire_parcel(1, &deflated),
-        message(Want { bytes: 2000 }),
+        message(Want { bytes: 2000, sequence: 3 }),
         frame(0, 1000),
         frame(1000, 1504),
         message(Complete { parcels: 3, items: 3, bytes, ..Complete::default() }),

@@ -2,5 +2,6 @@
 //!
 //! What is taken is a guard: it gives back when it drops, whatever went wrong in between.
 
+pub(crate) mod buffers;
 pub(crate) mod ledger;
 pub(crate) mod memory;

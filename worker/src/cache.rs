@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 
+use crate::budget::buffers::Buffers;
 use crate::budget::memory::{MemoryBudget, MemoryRefused};
 use crate::builder::{CacheBuilder, CacheError};
 use crate::cache::close::{CloseError, FOR_EVER, SyncError, close_spindles};
@@ -377,6 +378,11 @@ impl Cache {
     /// loses the oldest beyond 1024, and can ask how many.
     pub fn events(&self) -> Events {
         self.core.events.listen()
+    }
+
+    /// What parcels may use: for who takes a parcel's memory before the parcel comes.
+    pub fn buffers(&self) -> Buffers {
+        Buffers::new(self.core.budget.clone())
     }
 
     /// What was found on the spindles when the cache was opened. Waits until all of it was read.

@@ -31,6 +31,7 @@ pub mod testing;
 pub mod units;
 mod waits;
 
+pub use budget::buffers::{BufferGrant, Buffers};
 pub use budget::ledger::SpindleFull;
 pub use budget::memory::{MemoryRefused, MemoryUse};
 pub use builder::{CacheBuilder, CacheError};

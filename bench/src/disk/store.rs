@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use pelton::{
     Blobs as Cursor, Cache, CacheBuilder, Durability, Fingerprint, FoldError, Key, Lease, LeaseOptions,
-    LoadPlan, Parcel, Reading, ScanOptions, ScanReport, SealedSlice, Want, WritePath,
+    LoadPlan, Parcel, Reading, ScanOptions, ScanReport, SealedSlice, SliceWriter, Want, WritePath,
 };
 
 use super::{Blobs, drop_cache};
@@ -48,6 +48,16 @@ impl Store {
         plan.write_path = write_path;
         plan.durability = durability;
         plan
+    }
+
+    /// Opens the slice to be loaded.
+    pub(crate) fn writer(&self, plan: LoadPlan) -> Result<SliceWriter, Failure> {
+        Ok(self.cache.snap(&self.key).open_for_writes(plan)?)
+    }
+
+    /// That of [`Self::plan`].
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::from_bytes([1; 32])
     }
 
     /// Loads parcels, by this many producers, until the slice can be scanned.

@@ -110,6 +110,8 @@ failure_from!(
     pelton::SyncError,
     pelton::CloseError,
     pelton::ParcelError,
+    pelton::nexus::DialError,
+    pelton::nexus::feed::FeedError,
 );
 
 /// What all runs of a case came to.

@@ -8,11 +8,13 @@ mod again;
 mod config;
 mod demo;
 mod doctor;
+mod feed;
 mod formats;
 mod layout;
 mod node;
 mod ops;
 mod pull;
+mod python_source;
 mod refusal;
 
 use std::fs;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use pelton_region_format::KeyError;
 
+use super::kind_name;
 use crate::limits::{LimitExceeded, Limits};
-use crate::messages::{Abort, Reason};
+use crate::messages::feed_message::Kind;
+use crate::messages::{Abort, FeedMessage, Reason};
 use crate::parcel::ParcelError;
 
 /// Why a stream ended before it was whole. [`StreamError::reason`] says it in the wire's words.
@@ -244,7 +246,15 @@ impl StreamError {
         Some(Abort { reason: self.reason().into(), text: cut(text, limits), limit })
     }
 
-    /// What the peer said when it ended the stream.
+    /// What the peer said when it ended the stream, if this is such a message; else that it broke a rule.
+    pub fn of_message(message: FeedMessage, limits: &Limits) -> StreamError {
+        match message.kind {
+            Some(Kind::Abort(abort)) => StreamError::of_abort(abort, limits),
+            Some(kind) => StreamError::Unexpected { found: kind_name(&kind), state: "an Abort is awaited" },
+            None => StreamError::Unexpected { found: "an unknown message", state: "an Abort is awaited" },
+        }
+    }
+
     pub(super) fn of_abort(abort: Abort, limits: &Limits) -> StreamError {
         StreamError::Aborted {
             by: Side::Peer,

@@ -36,8 +36,8 @@ pub struct Receiver {
     pulse: Pulse,
     /// Granted and neither used nor returned.
     credit: u64,
-    /// What the sender said it waits for.
-    wanted: u64,
+    /// What the sender said it waits for, if that is still to come.
+    wanted: Option<Want>,
     /// Since when the sender has had its turn.
     turn_since: Instant,
     /// What was handed over.
@@ -112,6 +112,8 @@ pub enum ReceiverEvent {
         /// In words.
         text: String,
     },
+    /// The same, with an error that has a name: a limit that was passed, say.
+    Fail(StreamError),
     /// The connection, or the lane, is gone.
     Lost,
     /// It is [`Receiver::next_wake`], or any other time.
@@ -206,7 +208,7 @@ impl Receiver {
             request,
             pulse: Pulse::start(timing, now),
             credit: 0,
-            wanted: 0,
+            wanted: None,
             turn_since: now,
             taken: start,
             queued: start,
@@ -237,6 +239,11 @@ impl Receiver {
     pub fn next_wake(&self) -> Option<Instant> {
         let turn_since = self.is_senders_turn().then_some(self.turn_since);
         (self.state != State::Ended).then(|| self.pulse.next_wake(turn_since))
+    }
+
+    /// Whether data may come: between Accept and Complete.
+    pub fn is_receiving(&self) -> bool {
+        self.state == State::Receiving
     }
 
     /// What a new stream's request needs to go on where this one broke. Nothing if this one has not ended, or
@@ -280,6 +287,7 @@ impl Receiver {
             ReceiverEvent::Abort { reason, text } => {
                 return Err(StreamError::Aborted { by: Side::Here, reason, limit: String::new(), text });
             }
+            ReceiverEvent::Fail(error) => return Err(error),
             ReceiverEvent::Lost => return Err(StreamError::Lost),
             ReceiverEvent::Tick => {}
         }
@@ -363,12 +371,27 @@ impl Receiver {
     fn want(&mut self, want: &Want, now: Instant, commands: &mut Commands) -> Result<(), StreamError> {
         self.limits.check(Limit::WantBytes, want.bytes)?;
         self.turn_since = now;
-        // Otherwise the credit was on its way when the sender asked.
-        if want.bytes > self.credit {
-            self.wanted = want.bytes;
-            commands.push(ReceiverCommand::Want { bytes: want.bytes - self.credit });
+        // What it has asked for may have come already, by a lane.
+        if want.sequence >= self.taken.parcels {
+            self.wanted = Some(*want);
+            self.ask_if_wanted(commands);
         }
         Ok(())
+    }
+
+    /// Asks for what the sender lacks when the parcel that waits is the next one. Before, what it has left is not known.
+    fn ask_if_wanted(&self, commands: &mut Commands) {
+        if let Some(bytes) = self.wanted_now()
+            // Otherwise the credit was on its way when the sender asked.
+            && bytes > self.credit
+        {
+            commands.push(ReceiverCommand::Want { bytes: bytes - self.credit });
+        }
+    }
+
+    /// What the next parcel costs, if the sender has said that it waits.
+    fn wanted_now(&self) -> Option<u64> {
+        self.wanted.filter(|want| want.sequence == self.taken.parcels).map(|want| want.bytes)
     }
 
     fn take_parcel(
@@ -449,9 +472,10 @@ impl Receiver {
         let sequence = self.taken.parcels;
         self.taken.add(parcel.blob_count(), parcel.inflated_bytes());
         self.unqueued.push_back((parcel.blob_count(), parcel.inflated_bytes()));
-        self.wanted = 0;
         self.turn_since = now;
         commands.push(ReceiverCommand::HandOver { sequence, parcel });
+        self.wanted = self.wanted.filter(|want| want.sequence >= self.taken.parcels);
+        self.ask_if_wanted(commands);
     }
 
     fn complete(&mut self, complete: &Complete, commands: &mut Commands) -> Result<(), StreamError> {
@@ -511,7 +535,9 @@ impl Receiver {
     fn is_senders_turn(&self) -> bool {
         match self.state {
             State::Requesting => true,
-            State::Receiving => self.partial.is_some() || (self.credit > 0 && self.credit >= self.wanted),
+            State::Receiving => {
+                self.partial.is_some() || (self.credit > 0 && self.credit >= self.wanted_now().unwrap_or(0))
+            }
             State::Greeting | State::Settling | State::Closing | State::Ended => false,
         }
     }

@@ -104,6 +104,8 @@ pub enum SenderEvent {
         /// In words.
         text: String,
     },
+    /// The same, with an error that has a name: a limit that was passed, say.
+    Fail(StreamError),
     /// The connection, or the lane, is gone.
     Lost,
     /// It is [`Sender::next_wake`], or any other time.
@@ -241,6 +243,7 @@ impl Sender {
             SenderEvent::Abort { reason, text } => {
                 return Err(StreamError::Aborted { by: Side::Here, reason, limit: String::new(), text });
             }
+            SenderEvent::Fail(error) => return Err(error),
             SenderEvent::Lost => return Err(StreamError::Lost),
             SenderEvent::Tick => {}
         }
@@ -271,6 +274,11 @@ impl Sender {
                 commands.push(SenderCommand::Agreed(terms));
             }
             (State::Waiting, Kind::Request(request)) => self.requested(request, commands)?,
+            // What was offered is there already: nothing is sent.
+            (State::Waiting, Kind::Done(_)) if self.offer.is_some() => {
+                self.end(Ok(self.sent), commands);
+                return Ok(Flow::Over);
+            }
             (
                 State::Opening | State::Sending | State::Draining | State::Completed,
                 Kind::Credit(Credit { bytes, parcels }),
@@ -399,7 +407,7 @@ impl Sender {
         if cost > self.credit {
             // The receiver is told once for a parcel.
             let told = self.blocked_since.replace(self.blocked_since.unwrap_or(now)).is_some();
-            return (!told).then(|| message(Want { bytes: cost }));
+            return (!told).then(|| message(Want { bytes: cost, sequence: self.sent.parcels }));
         }
         let parcel = self.waiting.pop_front()?;
         self.blocked_since = None;

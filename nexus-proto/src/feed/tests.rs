@@ -222,7 +222,7 @@ fn a_parcel_may_use_its_credit_to_the_last_byte_and_not_one_more() {
     let mut sending = Sending::open(Profile::default());
     sending.on(SenderEvent::Parcel(Parcel::of_blob(Codec::None, &[1; 96]).unwrap()));
     sending.hear(Credit { bytes: cost - 1, parcels: 0 });
-    assert!(matches!(sending.data(), Some(Kind::Want(Want { bytes })) if bytes == cost));
+    assert!(matches!(sending.data(), Some(Kind::Want(Want { bytes, sequence: 0 })) if bytes == cost));
     assert_eq!(sending.data(), None, "it is said once");
     sending.hear(Credit { bytes: 1, parcels: 0 });
     assert!(matches!(sending.data(), Some(Kind::Parcel(_))));
@@ -283,14 +283,36 @@ fn a_want_that_its_parcel_has_overtaken_does_no_harm() {
     let mut receiving = Receiving::with_credit(Profile::default(), 1 << 20);
     receiving.hear(parcel(0, 10));
     receiving.hear(Complete { parcels: 1, items: 1, bytes: 10, ..Complete::default() });
-    receiving.hear(Want { bytes: 1 << 21 });
+    receiving.hear(Want { bytes: 1 << 21, sequence: 0 });
     assert_eq!(receiving.error(), None);
     receiving.on(ReceiverEvent::Queued { parcels: 1 });
-    receiving.hear(Want { bytes: 1 << 21 });
+    receiving.hear(Want { bytes: 1 << 21, sequence: 0 });
     receiving.on(ReceiverEvent::Closed);
     assert!(matches!(receiving.commands.last(), Some(ReceiverCommand::End { result: Ok(_), .. })));
     let asked = receiving.commands.iter().any(|command| matches!(command, ReceiverCommand::Want { .. }));
     assert!(!asked, "memory that nobody needs is not taken");
+}
+
+/// The other way round: the parcels before it are still on the lane, and their credit is not spent yet.
+#[test]
+fn a_want_that_overtakes_the_parcels_before_it_is_kept_for_its_turn() {
+    let asked = |receiving: &Receiving| {
+        let bytes = |command: &ReceiverCommand| match command {
+            ReceiverCommand::Want { bytes } => Some(*bytes),
+            _ => None,
+        };
+        receiving.commands.iter().filter_map(bytes).collect::<Vec<u64>>()
+    };
+    // Two parcels cost 266 each and leave nothing of the credit for the third.
+    let mut receiving = Receiving::with_credit(Profile::default(), 2 * 266);
+    receiving.hear(Want { bytes: 300, sequence: 2 });
+    receiving.hear(parcel(0, 10));
+    assert!(asked(&receiving).is_empty(), "as it seems, there is enough");
+    receiving.hear(parcel(1, 10));
+    assert_eq!(asked(&receiving), [300]);
+    receiving.on(ReceiverEvent::Granted { bytes: 300 });
+    receiving.hear(parcel(2, 10));
+    assert_eq!((asked(&receiving).len(), receiving.handed_over(), receiving.error()), (1, 3, None));
 }
 
 /// A mismatch is an error on both sides, in every single count.
@@ -529,7 +551,7 @@ fn each_limit_of_a_stream_holds_at_its_edge() {
         }),
         (Limit::WantBytes, 7000, |profile| {
             let mut receiving = Receiving::with_credit(profile, 1);
-            receiving.hear(Want { bytes: 7000 });
+            receiving.hear(Want { bytes: 7000, sequence: 0 });
             receiving.error()
         }),
         (Limit::HelloBytes, hello_bytes, |profile| {
@@ -561,7 +583,7 @@ fn each_limit_of_a_stream_holds_at_its_edge() {
     }
     // The peer is told which limit.
     let mut receiving = Receiving::with_credit(with_limit(Limit::WantBytes, 1), 1);
-    receiving.hear(Want { bytes: 2 });
+    receiving.hear(Want { bytes: 2, sequence: 0 });
     let [Kind::Abort(abort)] = &receiving.sent()[..] else { panic!("{:?}", receiving.commands) };
     assert_eq!((abort.reason(), abort.limit.as_str()), (Reason::ResourceExhausted, "want_bytes_max"));
 }

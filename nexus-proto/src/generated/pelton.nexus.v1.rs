@@ -1193,6 +1193,10 @@ pub struct Credit {
 pub struct Want {
     #[prost(uint64, tag = "1")]
     pub bytes: u64,
+    /// The parcel that waits. On a lane those before it may arrive later than this: until they have, their credit is
+    /// not spent as the receiver sees it.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
 }
 /// Sender to receiver: blobs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use pelton_region_format::Key;
 
+use crate::budget::buffers::{BufferGrant, Buffers};
 use crate::load::LoaderError;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
@@ -77,6 +78,19 @@ impl Fill {
     /// [`LoadError`].
     pub fn region_intake(&self, index: u32) -> Result<RegionIntake, LoadError> {
         self.writer.region_intake(index)
+    }
+
+    /// What parcels may use: for who takes a parcel's memory before the parcel comes.
+    pub fn buffers(&self) -> Buffers {
+        self.writer.buffers()
+    }
+
+    /// [`Self::queue_parcel`] for a parcel whose memory was taken before it came, as of [`SliceWriter::queue_paid`].
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn queue_paid(&self, parcel: Parcel, paid: BufferGrant) -> Result<(), LoadError> {
+        self.writer.queue_paid(parcel, paid)
     }
 
     /// Gathers single blobs into parcels. Each thread takes one of its own.

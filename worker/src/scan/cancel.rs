@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -68,6 +68,16 @@ impl CancelToken {
     /// Whether somebody has.
     pub fn is_cancelled(&self) -> bool {
         self.shared.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Ready when somebody has.
+    pub async fn cancelled(&self) {
+        let mut watch = None;
+        std::future::poll_fn(|context| {
+            watch = Some(self.watch(context.waker()));
+            if self.is_cancelled() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Wakes at the cancel; right now if that has been.

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+use bytes::Bytes;
 use pelton_region_format::BLOB_BYTES_MAX;
 
 use crate::slice::scratch::{Room, Scratch};
@@ -28,14 +29,14 @@ pub struct Parcel {
     codec: Codec,
     blob_count: u32,
     inflated_bytes: usize,
-    body: Vec<u8>,
+    body: Bytes,
 }
 
 impl Parcel {
     /// Takes a body that somebody else has packed, for example one that came over a wire. Nothing of
-    /// it is believed: what it says is checked when it is opened.
-    pub fn packed(codec: Codec, blob_count: u32, inflated_bytes: usize, body: Vec<u8>) -> Parcel {
-        Parcel { codec, blob_count, inflated_bytes, body }
+    /// it is believed: what it says is checked when it is opened. Neither a `Vec` nor `Bytes` is copied.
+    pub fn packed(codec: Codec, blob_count: u32, inflated_bytes: usize, body: impl Into<Bytes>) -> Parcel {
+        Parcel { codec, blob_count, inflated_bytes, body: body.into() }
     }
 
     /// How many blobs it says it has.
@@ -207,7 +208,7 @@ impl ParcelBuilder {
     /// The parcel, inflated.
     pub fn finish(self) -> Parcel {
         let ParcelBuilder { blob_count, body } = self;
-        Parcel { codec: Codec::None, blob_count, inflated_bytes: body.len(), body }
+        Parcel { codec: Codec::None, blob_count, inflated_bytes: body.len(), body: body.into() }
     }
 
     /// The parcel, deflated.
@@ -215,15 +216,15 @@ impl ParcelBuilder {
     /// # Errors
     /// [`ParcelError::Codec`] if the codec refuses, which it does only for want of memory.
     pub fn deflate(self, codec: Codec) -> Result<Parcel, ParcelError> {
-        let ParcelBuilder { blob_count, body } = self;
         let packed = match codec {
-            Codec::None => return Ok(Parcel { codec, blob_count, inflated_bytes: body.len(), body }),
-            Codec::Lz4 => lz4_flex::block::compress(&body),
+            Codec::None => return Ok(self.finish()),
+            Codec::Lz4 => lz4_flex::block::compress(&self.body),
             #[cfg(feature = "zstd")]
-            Codec::Zstd => zstd::bulk::compress(&body, 1)
+            Codec::Zstd => zstd::bulk::compress(&self.body, 1)
                 .map_err(|error| ParcelError::Codec { codec: "zstd", text: error.to_string() })?,
         };
-        Ok(Parcel { codec, blob_count, inflated_bytes: body.len(), body: packed })
+        let ParcelBuilder { blob_count, body } = self;
+        Ok(Parcel { codec, blob_count, inflated_bytes: body.len(), body: packed.into() })
     }
 }
 
@@ -316,13 +317,13 @@ mod tests {
             let parcel = sample().deflate(codec).unwrap();
             for at in 0..parcel.body.len().min(300) {
                 for change in [1u8, 0x80, 0xFF] {
-                    let mut body = parcel.body.clone();
+                    let mut body = parcel.body.to_vec();
                     body[at] ^= change;
                     let damaged = Parcel::packed(codec, 3, parcel.inflated_bytes, body);
                     if let Ok(open) = damaged.open(&scratch) {
                         assert_eq!(open.blobs().count(), 3);
                     }
-                    let cut = Parcel::packed(codec, 3, parcel.inflated_bytes, parcel.body[..at].to_vec());
+                    let cut = Parcel::packed(codec, 3, parcel.inflated_bytes, parcel.body.slice(..at));
                     assert!(cut.open(&scratch).is_err());
                 }
             }

@@ -10,6 +10,7 @@ use pelton_region_format::{Header, Key, PIECE_BYTES_STEP};
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
+use crate::budget::buffers::{BufferGrant, Buffers};
 use crate::budget::ledger::Reservation;
 use crate::budget::memory::{MemoryGrant, MemoryRefused, MemoryUse};
 use crate::cache::{CacheCore, Entry};
@@ -405,7 +406,22 @@ impl SliceWriter {
     /// load goes on, unless its own deadline has passed; after all others it is over.
     pub fn queue_parcel_until(&self, parcel: Parcel, deadline: Option<Instant>) -> Result<(), LoadError> {
         let call = self.load.call()?;
-        self.load.queue_parcel(&call, parcel, &Patience::until(deadline))
+        self.load.queue_parcel(&call, parcel, None, &Patience::until(deadline))
+    }
+
+    /// What parcels may use: for who takes a parcel's memory before the parcel comes.
+    pub fn buffers(&self) -> Buffers {
+        Buffers::new(self.load.core.budget.clone())
+    }
+
+    /// [`Self::queue_parcel`] for a parcel whose memory was taken before it came. `paid` is given back when the parcel is
+    /// in the slice, or refused. What it lacks is taken as usual.
+    ///
+    /// # Errors
+    /// As [`Self::queue_parcel`].
+    pub fn queue_paid(&self, parcel: Parcel, paid: BufferGrant) -> Result<(), LoadError> {
+        let call = self.load.call()?;
+        self.load.queue_parcel(&call, parcel, Some(paid), &Patience::default())
     }
 
     /// [`Self::queue_parcel`] as a future. The parcel is under way from this call on, whether it is awaited or not,
@@ -418,7 +434,7 @@ impl SliceWriter {
         let call = load.call();
         self.load.core.waits.clone().start(move |cancel| {
             let patience = Patience { cancel: Some(cancel), ..Patience::default() };
-            load.queue_parcel(&call?, parcel, &patience)
+            load.queue_parcel(&call?, parcel, None, &patience)
         })
     }
 
@@ -474,7 +490,13 @@ impl Load {
         lock(&self.open).clone().ok_or_else(|| self.is_over())
     }
 
-    fn queue_parcel(&self, call: &Call, parcel: Parcel, patience: &Patience) -> Result<(), LoadError> {
+    fn queue_parcel(
+        &self,
+        call: &Call,
+        parcel: Parcel,
+        paid: Option<BufferGrant>,
+        patience: &Patience,
+    ) -> Result<(), LoadError> {
         if self.plan.sealed.is_some() {
             return Err(LoadError::TakesRegions { key: self.entry.key.clone() });
         }
@@ -483,7 +505,11 @@ impl Load {
         let patience = Patience { deadline, stop: Some(self.over.clone()), ..patience.clone() };
         let key = || self.entry.key.clone();
         let parcel_bytes = parcel.memory_bytes() as u64;
-        let taken = self.core.budget.take_patiently(MemoryUse::Buffers, parcel_bytes, &patience);
+        let lacking = parcel_bytes.saturating_sub(paid.as_ref().map_or(0, BufferGrant::bytes));
+        // Who has paid for all of it stands behind nobody.
+        let taken = (lacking > 0)
+            .then(|| self.core.budget.take_patiently(MemoryUse::Buffers, lacking, &patience))
+            .transpose();
         let _grant = taken.map_err(|refused| match refused {
             MemoryRefused::NeverFits { share, .. } => {
                 LoadError::ParcelTooLarge { key: key(), parcel_bytes, buffers_bytes: share }
@@ -829,7 +855,7 @@ impl SealedSlice {
     }
 
     /// Notes what the source says of its blobs.
-    pub(crate) fn tell(&mut self, counts: Counts) {
+    pub fn tell(&mut self, counts: Counts) {
         self.counts = counts;
         let facts = &mut self.facts;
         facts.expected = counts.expected.unwrap_or(facts.expected);

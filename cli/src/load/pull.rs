@@ -1,0 +1,102 @@
+//! Loads a slice from a source that speaks Feed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pelton::nexus::feed::{FeedFrom, FeedOptions, Puller};
+use pelton::nexus::{ClientSecurity, Codec, Dial};
+use pelton::{CancelToken, Fingerprint};
+
+use super::{Load, Outcome, is_there, random};
+use crate::cache;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::usage::usage;
+
+/// The `HOST:PORT` of a source; nothing for files.
+pub(super) fn address(from: &Path) -> Option<&str> {
+    from.to_str()?.strip_prefix("nexus://")
+}
+
+/// Pulls the slice.
+pub(super) fn run(load: &Load, address: &str) -> Result<(), Failure> {
+    check(load)?;
+    let dial = Dial::new(address, ClientSecurity::Plain).map_err(|error| Failure::cache(&error))?;
+    let cache = cache::open(load.cache.config()?)?;
+    // What a source would send can't be known before, so it is never taken for something else.
+    let fingerprint: Fingerprint = match load.fingerprint {
+        Some(fingerprint) => fingerprint,
+        None => random()?,
+    };
+    let keys = load.key.keys(1);
+    if is_there(&cache, &load.key, &keys, fingerprint) {
+        return load.tell(&Outcome::of_cache(&cache, &load.key, fingerprint));
+    }
+    let started = Instant::now();
+    let writer = cache
+        .snap(&keys[0])
+        .open_for_writes(load.plan(fingerprint, None))
+        .map_err(|error| Failure::cache(&error))?;
+    let runtime = runtime()?;
+    let progress = Arc::new(Progress::new("loading", None));
+    let shown = Arc::clone(&progress);
+    let mut options = FeedOptions::default();
+    options.profile.codecs = vec![load.codec.into()];
+    let puller = Puller::new(runtime.handle().clone())
+        .options(options)
+        .on_parcel(move |_, bytes| shown.advance(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    let sources = [FeedFrom::new(dial)];
+    let counts = puller
+        .pull(&writer, fingerprint, &sources, None, &CancelToken::new())
+        .map_err(|error| Failure::cache(&error))?;
+    drop((puller, progress));
+    let mut sealed = writer.wait_for_writes().map_err(|error| Failure::cache(&error))?;
+    sealed.tell(counts);
+    load.close(&cache, &keys, fingerprint, vec![sealed], started)
+}
+
+fn check(load: &Load) -> Result<(), Failure> {
+    let refuse = |message: &str| Err(usage(&["load"], message.to_owned()));
+    if !load.insecure {
+        return refuse("a source is reached without TLS: say --insecure if you trust the network");
+    }
+    if load.format.is_some() {
+        return refuse("a source sends blobs as such, so --format has no meaning; leave it out");
+    }
+    if load.slices.is_some_and(|slices| slices > 1) {
+        return refuse(
+            "a source gives one slice at a time; load each by its own key, as domain/view@clock#slice",
+        );
+    }
+    Ok(())
+}
+
+/// Serves this command's sockets.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    threads.map_err(|error| Failure::Cache(format!("the system gave no threads for sockets: {error}")))
+}
+
+impl From<super::Codec> for Codec {
+    fn from(codec: super::Codec) -> Codec {
+        match codec {
+            super::Codec::None => Codec::None,
+            super::Codec::Lz4 => Codec::Lz4,
+            #[cfg(feature = "zstd")]
+            super::Codec::Zstd => Codec::Zstd,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_named_by_its_scheme_and_everything_else_is_a_file() {
+        assert_eq!(address(Path::new("nexus://127.0.0.1:7")), Some("127.0.0.1:7"));
+        assert_eq!(address(Path::new("nexus:/127.0.0.1:7")), None);
+        assert_eq!(address(Path::new("./nexus://x")), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! Takes what is pushed into a cache.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pelton_nexus_proto::feed::{Receiver, StreamError, Tally, Terms, message};
+use pelton_nexus_proto::messages::{Done, Offer, SliceRequest};
+use pelton_region_format::{Fingerprint, Key};
+use pelton_worker::{Cache, CancelToken, Counts, Durability, LoadError, LoadPlan};
+
+use super::bulk::LaneWay;
+use super::credit::CreditLine;
+use super::intake::{Outtake, Target, intake};
+use super::options::FeedOptions;
+use super::receive::Receiving;
+use super::wire::Wire;
+use super::{LINGER_MAX, ending};
+
+/// Takes pushed slices.
+#[derive(Clone)]
+pub(super) struct Pushes {
+    cache: Cache,
+    plan: Arc<PlanPush>,
+}
+
+type PlanPush = dyn Fn(&Key, Fingerprint) -> LoadPlan + Send + Sync;
+
+impl Pushes {
+    /// A pushed slice is told to be there when it would survive a power cut: who pushed it may forget it then.
+    pub(super) fn new(cache: Cache) -> Pushes {
+        let plan = |_: &Key, fingerprint| {
+            let mut plan = LoadPlan::new(fingerprint);
+            plan.durability = Durability::Wait;
+            plan
+        };
+        Pushes { cache, plan: Arc::new(plan) }
+    }
+
+    /// Sets how slices are loaded that are pushed.
+    pub(super) fn planned(
+        self,
+        plan: impl Fn(&Key, Fingerprint) -> LoadPlan + Send + Sync + 'static,
+    ) -> Pushes {
+        Pushes { plan: Arc::new(plan), ..self }
+    }
+
+    /// Takes one slice, after Welcome was said.
+    pub(super) async fn take(
+        &self,
+        offer: Offer,
+        terms: Terms,
+        wire: Wire,
+        lane: LaneWay,
+        options: &FeedOptions,
+        stop: CancelToken,
+    ) -> Result<(), StreamError> {
+        let key: Key = offer.key.parse()?;
+        let digits: [u8; 32] = offer.fingerprint.as_slice().try_into().expect("an offer was checked");
+        let fingerprint = Fingerprint::from_bytes(digits);
+        if self.cache.snap(&key).status().fingerprint == Some(fingerprint) {
+            wire.outgoing.say(message(Done::default()));
+            ending(wire, LINGER_MAX).await;
+            return Ok(());
+        }
+        let request = SliceRequest {
+            key: offer.key.clone(),
+            fingerprint: offer.fingerprint.clone(),
+            ..SliceRequest::default()
+        };
+        let mut commands = Vec::new();
+        let (profile, timing) = (options.profile.clone(), options.timing.clone());
+        let machine =
+            Receiver::pushed(profile, terms, &offer, request, timing, Instant::now(), &mut commands)?;
+        let (intake, outtake) = intake(0);
+        let credit = CreditLine::new(self.cache.buffers(), options.limits.clone(), options.window_bytes);
+        let (pushes, deadline) = (self.clone(), options.timing.deadline);
+        tokio::task::spawn_blocking(move || {
+            let mut plan = (pushes.plan)(&key, fingerprint);
+            plan.deadline = [plan.deadline, deadline].into_iter().flatten().min();
+            pushes.load(&key, plan, outtake);
+        });
+        let limits = options.limits.limits().clone();
+        let stop = [stop, CancelToken::new()];
+        let receiving = Receiving { machine, commands, wire, lane, intake, credit, limits, stop };
+        receiving.run().await.1.map(|_| ())
+    }
+
+    /// One load, from its opening to its end. If the stream breaks off, or anything fails, nothing of it is left.
+    fn load(&self, key: &Key, plan: LoadPlan, mut outtake: Outtake) {
+        if let Err(error) = self.try_load(key, plan, &mut outtake) {
+            outtake.fail(&error);
+        }
+    }
+
+    fn try_load(&self, key: &Key, plan: LoadPlan, outtake: &mut Outtake) -> Result<(), LoadError> {
+        let writer = self.cache.snap(key).open_for_writes(plan)?;
+        let Some((_, tally)) = outtake.run(Target::Writer(&writer), |_, _| {})? else { return Ok(()) };
+        let mut sealed = writer.wait_for_writes()?;
+        let Tally { expected, potential, rejected } = tally;
+        sealed.tell(Counts {
+            expected: Some(expected),
+            potential: Some(potential),
+            rejected: Some(rejected),
+        });
+        sealed.close_for_writes()?;
+        outtake.closed();
+        Ok(())
+    }
+}

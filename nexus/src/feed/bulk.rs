@@ -1,0 +1,150 @@
+//! The lane of one stream: frames of a connection beside gRPC.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+use bytes::BytesMut;
+use pelton_nexus_proto::feed::Terms;
+use pelton_nexus_proto::lane::{Frame, FrameHeader, LaneError};
+use pelton_nexus_proto::messages::FeedMessage;
+use pelton_nexus_proto::{Limit, Limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use crate::dial::Dial;
+use crate::lanes::{LanePlace, OfferedLane};
+use crate::stream::Stream;
+
+/// How a stream may come by a lane.
+pub(crate) enum LaneWay {
+    None,
+    /// This end has offered it, and waits for the other one.
+    Offered(OfferedLane),
+    /// This end opens what the other one offers.
+    Dial(Dial),
+}
+
+/// A lane that stands.
+pub(crate) struct OpenLane {
+    stream: Stream,
+    /// Its place among the peer's lanes, at the end that offered it.
+    _place: Option<LanePlace>,
+}
+
+/// A lane on its way. Nothing if the stream does without.
+pub(crate) type LaneOpening = Pin<Box<dyn Future<Output = Option<OpenLane>> + Send>>;
+
+impl LaneWay {
+    /// Waits for the lane that was offered.
+    pub(crate) fn accept(&mut self) -> Option<LaneOpening> {
+        match std::mem::replace(self, LaneWay::None) {
+            LaneWay::Offered(offered) => Some(Box::pin(async {
+                let (stream, place) = offered.connected().await?;
+                Some(OpenLane { stream, _place: Some(place) })
+            })),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+
+    /// Opens the lane that was agreed on.
+    pub(crate) fn open(&mut self, terms: &Terms) -> Option<LaneOpening> {
+        let LaneWay::Dial(dial) = self else { return None };
+        let (dial, lane) = (dial.clone(), terms.lane.clone()?);
+        Some(Box::pin(async move {
+            match dial.lane(&lane).await {
+                Ok(stream) => Some(OpenLane { stream, _place: None }),
+                Err(error) => {
+                    tracing::debug!(%error, "a feed does without its lane");
+                    None
+                }
+            }
+        }))
+    }
+}
+
+impl OpenLane {
+    /// Hands on each frame as a message. The channel ends with the connection, or at the first frame that is none.
+    pub(crate) fn read(self, limits: Limits) -> mpsc::Receiver<FeedMessage> {
+        // One: what was read ahead is memory that no credit stands for yet.
+        let (messages, read) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut lane = self;
+            loop {
+                let next = tokio::select! {
+                    next = read_frame(&mut lane.stream, &limits) => next,
+                    () = messages.closed() => return,
+                };
+                match next {
+                    Ok(Some(message)) => {
+                        if messages.send(message).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => return,
+                    Err(error) => return tracing::debug!(%error, "a lane is given up"),
+                }
+            }
+        });
+        read
+    }
+
+    /// Sends each message as a frame. Messages are refused when the connection is gone.
+    pub(crate) fn write(self, limits: Limits) -> mpsc::Sender<FeedMessage> {
+        let (messages, mut write) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut lane = self;
+            while let Some(message) = write.recv().await {
+                if let Err(error) = write_frame(&mut lane.stream, message, &limits).await {
+                    return tracing::debug!(%error, "a lane is given up");
+                }
+            }
+            let _ = lane.stream.shutdown().await;
+        });
+        messages
+    }
+}
+
+/// The next frame's message; nothing where the other end has closed the lane between two.
+async fn read_frame(stream: &mut Stream, limits: &Limits) -> io::Result<Option<FeedMessage>> {
+    let mut header = [0; FrameHeader::BYTES];
+    match stream.read_exact(&mut header).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let header = FrameHeader::decode(&header, limits).map_err(refused)?;
+    // A feed's frames are no larger than its messages would be, whatever other lanes may carry.
+    limits.check(Limit::MessageBytes, header.body_bytes() as u64).map_err(|error| refused(error.into()))?;
+    let head = read_bytes(stream, header.head_bytes()).await?;
+    let body = read_bytes(stream, header.body_bytes()).await?;
+    header.feed_message(&head, body.freeze()).map(Some).map_err(refused)
+}
+
+async fn read_bytes(stream: &mut Stream, len: usize) -> io::Result<BytesMut> {
+    let mut bytes = BytesMut::with_capacity(len);
+    let mut rest = stream.take(len as u64);
+    while bytes.len() < len {
+        if rest.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(bytes)
+}
+
+async fn write_frame(stream: &mut Stream, message: FeedMessage, limits: &Limits) -> io::Result<()> {
+    let frame = Frame::of_feed(message, limits).map_err(refused)?;
+    let mut front = Vec::with_capacity(FrameHeader::BYTES + frame.head.len());
+    front.extend_from_slice(&frame.header.encode());
+    front.extend_from_slice(&frame.head);
+    let mut all = bytes::Buf::chain(&front[..], frame.body);
+    stream.write_all_buf(&mut all).await?;
+    stream.flush().await
+}
+
+fn refused(error: LaneError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

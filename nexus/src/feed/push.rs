@@ -1,0 +1,79 @@
+//! Gives a slice to a node.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pelton_nexus_proto::feed::{Sender, SenderCommand, Totals};
+use pelton_nexus_proto::messages::Offer;
+use pelton_region_format::{Fingerprint, Key};
+use pelton_worker::CancelToken;
+
+use super::bulk::LaneWay;
+use super::error::FeedError;
+use super::options::FeedOptions;
+use super::pull::{CallFailed, open_feed};
+use super::send::Sending;
+use super::source::Source;
+use super::wire::{Wire, outgoing};
+use crate::dial::Dial;
+
+/// What has come of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// The node has taken it.
+    Sent(Totals),
+    /// The node had it. Nothing was sent.
+    WasThere,
+}
+
+/// Gives a slice to the node at `dial`. When it returns well the node has the slice.
+///
+/// # Errors
+/// [`FeedError`]. If the connection was lost the node may have it all the same: pushing again finds out.
+pub async fn push(
+    dial: &Dial,
+    key: &Key,
+    fingerprint: Fingerprint,
+    source: Arc<dyn Source>,
+    options: &FeedOptions,
+    cancel: &CancelToken,
+) -> Result<Pushed, FeedError> {
+    let failed = |source| FeedError::Stream { key: key.clone(), peer: dial.address(), tries: 1, source };
+    let limits = options.limits.limits().clone();
+    let offer = Offer { key: key.to_string(), fingerprint: fingerprint.as_bytes().to_vec() };
+    let (way_out, leaving) = outgoing();
+    let mut commands = Vec::new();
+    let (profile, timing) = (options.profile.clone(), options.timing.clone());
+    let machine = Sender::push(profile, offer, timing, Instant::now(), &mut commands).map_err(failed)?;
+    for command in commands.drain(..) {
+        if let SenderCommand::Send(message) = command {
+            way_out.say(message);
+        }
+    }
+    let incoming = tokio::select! {
+        incoming = open_feed(dial, options, &options.timing, leaving) => incoming,
+        () = cancel.cancelled() => return Err(FeedError::Stopped { key: key.clone() }),
+    };
+    let incoming = incoming.map_err(|error| match error {
+        CallFailed::Dial(source) => FeedError::Dial { key: key.clone(), tries: 1, source },
+        CallFailed::Stream(source) => failed(source),
+    })?;
+    let sending = Sending {
+        machine,
+        commands,
+        terms: None,
+        wire: Wire { incoming, outgoing: way_out },
+        lane: if options.profile.lane { LaneWay::Dial(dial.clone()) } else { LaneWay::None },
+        source,
+        packing: options.packing.clone(),
+        limits,
+        stop: cancel.clone(),
+    };
+    let (is_asked, result) = sending.run().await;
+    match result {
+        Ok(totals) if is_asked => Ok(Pushed::Sent(totals)),
+        Ok(_) => Ok(Pushed::WasThere),
+        Err(_) if cancel.is_cancelled() => Err(FeedError::Stopped { key: key.clone() }),
+        Err(error) => Err(failed(error)),
+    }
+}

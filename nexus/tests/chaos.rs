@@ -1,0 +1,246 @@
+//! A wire that delays, cuts, damages, reorders and swallows what goes over it.
+//!
+//! Goal: every load ends whole or with an error, in bounded time, and nothing is left of it: no memory, no stream, no
+//! file. Method: a proxy between source and cache with one fault in each round, by a seed. `PELTON_SEED` and
+//! `PELTON_ROUNDS` change what is run.
+#![allow(missing_docs, reason = "a test's name is its claim")]
+
+#[path = "support/feed.rs"]
+mod support;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pelton_nexus::Codec;
+use pelton_nexus::feed::*;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+
+/// What happens to the bytes of one direction, at an offset of it.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    Delay,
+    Cut,
+    Damage,
+    Reorder,
+    Swallow,
+}
+
+const FAULTS: [Fault; 6] =
+    [Fault::None, Fault::Delay, Fault::Cut, Fault::Damage, Fault::Reorder, Fault::Swallow];
+
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    fault: Fault,
+    at: u64,
+    to_source: bool,
+    /// Which connection of the round: the first is gRPC, the second its lane.
+    connection: u64,
+}
+
+/// Passes on what comes for one source.
+struct Proxy {
+    address: String,
+    plan: Arc<Mutex<(Plan, u64)>>,
+}
+
+impl Proxy {
+    fn new(runtime: &Runtime, source: String) -> Proxy {
+        let nothing = Plan { fault: Fault::None, at: 0, to_source: false, connection: 0 };
+        let plan = Arc::new(Mutex::new((nothing, 0)));
+        let of_task = plan.clone();
+        let address = runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            tokio::spawn(async move {
+                while let Ok((caller, _)) = listener.accept().await {
+                    let (plan, number) = {
+                        let mut plan = of_task.lock().unwrap();
+                        plan.1 += 1;
+                        (plan.0, plan.1 - 1)
+                    };
+                    let source = source.clone();
+                    tokio::spawn(async move {
+                        let plan = (number == plan.connection).then_some(plan);
+                        let _ = pass(caller, &source, plan).await;
+                    });
+                }
+            });
+            address
+        });
+        Proxy { address, plan }
+    }
+
+    fn begin(&self, plan: Plan) {
+        *self.plan.lock().unwrap() = (plan, 0);
+    }
+}
+
+/// Both directions, until one of them ends.
+async fn pass(caller: TcpStream, source: &str, plan: Option<Plan>) -> io::Result<()> {
+    let source = TcpStream::connect(source).await?;
+    let (from_caller, to_caller) = caller.into_split();
+    let (from_source, to_source) = source.into_split();
+    let up = plan.filter(|plan| plan.to_source);
+    let down = plan.filter(|plan| !plan.to_source);
+    tokio::select! {
+        passed = pass_on(from_caller, to_source, up) => passed,
+        passed = pass_on(from_source, to_caller, down) => passed,
+    }
+}
+
+async fn pass_on(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    plan: Option<Plan>,
+) -> io::Result<()> {
+    let (mut at, mut bytes) = (0, vec![0; 16 << 10]);
+    let mut plan = plan;
+    let mut kept: Option<Vec<u8>> = None;
+    loop {
+        let len = from.read(&mut bytes).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        let chunk = &mut bytes[..len];
+        let hit = plan.filter(|plan| (at..at + len as u64).contains(&plan.at));
+        at += len as u64;
+        match hit.map(|plan| plan.fault) {
+            None | Some(Fault::None) => {}
+            Some(Fault::Delay) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Some(Fault::Cut) => return Ok(()),
+            Some(Fault::Damage) => chunk[len / 2] ^= 0x10,
+            Some(Fault::Reorder) => {
+                // This one goes behind the next one.
+                kept = Some(chunk.to_vec());
+                plan = None;
+                continue;
+            }
+            // The connection stands, and nothing more comes over it.
+            Some(Fault::Swallow) => loop {
+                if from.read(&mut bytes).await? == 0 {
+                    return Ok(());
+                }
+            },
+        }
+        to.write_all(chunk).await?;
+        if let Some(kept) = kept.take() {
+            to.write_all(&kept).await?;
+        }
+    }
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn every_load_over_a_bad_wire_ends_whole_or_with_an_error_and_leaves_nothing() {
+    let mut random = Random::new(seed(5));
+    let rounds = std::env::var("PELTON_ROUNDS").map_or(200, |text| text.parse().unwrap());
+    // What blocking threads the runtime has made go soon, so that what is left can be counted.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(Duration::from_millis(100))
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut blobs: Vec<Vec<u8>> = (0..200).map(|_| random.noise(1000)).collect();
+    blobs.extend((0..200).map(|_| vec![7; 1000]));
+    blobs.push(random.noise(1 << 21));
+    let expected = sorted(&blobs);
+    let (keeps, forgets) = (Told::replays(&blobs), Told::sends(&blobs));
+    let source = Told::new(move |request| match request.key.as_bytes().last().is_some_and(|c| c % 2 == 0) {
+        true => keeps.open(request),
+        false => forgets.open(request),
+    });
+    let mut options = options();
+    options.timing.heartbeat_every = Duration::from_millis(20);
+    options.timing.silence_max = Duration::from_millis(250);
+    options.timing.stall_max = Duration::from_millis(500);
+    options.packing.target_bytes = 64 << 10;
+    let mut of_source = options.clone();
+    of_source.limits = pelton_nexus::NodeLimits::default();
+    let served = Served::new(&runtime, FeedService::of_source(source).options(of_source.clone()));
+    let proxy = Proxy::new(&runtime, served.address.clone());
+    let to_proxy = dial(&proxy.address).connect_wait_max(Duration::from_millis(500));
+    let make = |codec: Codec, lane: bool| {
+        let mut options = options.clone();
+        options.profile.codecs = vec![codec];
+        options.profile.lane = lane;
+        let puller = Puller::new(runtime.handle().clone()).options(options);
+        let puller = puller.retries(Retries { count_max: 2, ..quick() });
+        Pulling::by(puller, vec![FeedFrom::new(to_proxy.clone())], |_| {})
+    };
+    let caches = [make(Codec::None, false), make(Codec::Lz4, false), make(Codec::None, true)];
+    let quiet = || {
+        settles(|| {
+            let left: Vec<u64> = caches.iter().map(|cache| cache.cache.memory().unwrap().buffers).collect();
+            let (here, there) = (options.limits.in_flight_bytes(), of_source.limits.streams());
+            match left.iter().sum::<u64>() + here + there {
+                0 => Ok(()),
+                _ => Err(format!("buffers {left:?}, {here} in flight, {there} streams")),
+            }
+        });
+    };
+    let clear = || {
+        for pulling in &caches {
+            for status in pulling.cache.search(&"test/feed@*#*".parse().unwrap()) {
+                let _ = pulling.cache.snap(&status.key).flush(None);
+            }
+        }
+    };
+    for pulling in &caches {
+        assert!(pulling.blobs(9999) == expected);
+    }
+    quiet();
+    clear();
+    // Those of the caches stay; the ones of this first round's streams are going.
+    std::thread::sleep(Duration::from_millis(500));
+    let (files_before, threads_before) = (open_files(), threads());
+
+    let (mut whole, mut broken) = (0, 0);
+    for round in 0..rounds {
+        let plan = Plan {
+            fault: FAULTS[random.below(6) as usize],
+            at: [40, 400, 4000, 300_000, 2_400_000][random.below(5) as usize] + random.below(300),
+            to_source: random.below(3) == 0,
+            connection: random.below(2),
+        };
+        let pulling = &caches[random.below(3) as usize];
+        proxy.begin(plan);
+        let begun = Instant::now();
+        match pulling.lease(round) {
+            Ok(lease) => {
+                assert!(scan(&lease) == expected, "round {round}, {plan:?}: other blobs");
+                whole += 1;
+            }
+            Err(error) => {
+                let text = told(&error);
+                let named =
+                    ["the feed of", "its source meant to send"].iter().any(|part| text.contains(part));
+                assert!(named, "round {round}, {plan:?}: {text}");
+                broken += 1;
+            }
+        }
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(15), "round {round}, {plan:?}: {took:?}");
+    }
+    println!("{whole} whole, {broken} broken");
+    assert!(whole > rounds / 4, "most faults are ones that a second try gets over");
+    proxy.begin(Plan { fault: Fault::None, at: 0, to_source: false, connection: 0 });
+    quiet();
+    clear();
+    settles(|| match (open_files(), threads()) {
+        (files, threads) if files <= files_before && threads <= threads_before => Ok(()),
+        left => Err(format!("{left:?} files and threads, {:?} before", (files_before, threads_before))),
+    });
+}
