@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pelton_nexus::node::{AskError, Drained, Node, NodeClient, NodeHandle, OperatedOutcome, RemoteOptions};
 use pelton_nexus::{ClientSecurity, Dial, DialError, Door, LaneLimits, ServerSecurity};
+use pelton_nexus_proto::messages::GetManifestRequest;
 use pelton_nexus_proto::messages::feed_client::FeedClient;
 use pelton_nexus_proto::messages::health::HealthCheckRequest;
 use pelton_nexus_proto::messages::health::health_check_response::ServingStatus;
@@ -228,7 +229,7 @@ async fn each_role_may_do_what_is_its_own_and_no_more() {
             }
         }
         // Not served here, which only they hear who may ask.
-        let peer = PeerClient::new(channel.clone()).get_manifest(Default::default()).await;
+        let peer = PeerClient::new(channel.clone()).get_manifest(GetManifestRequest::default()).await;
         let refused = Code::PermissionDenied;
         let unknown = Code::Unimplemented;
         assert_eq!(peer.unwrap_err().code(), if rank >= 1 { unknown } else { refused });
