@@ -42,7 +42,7 @@ impl TlsOptions {
                 Ok(tls.into())
             }
             _ => {
-                let message = "give --tls-cert, --tls-key and --tls-ca, or --insecure";
+                let message = "give --tls-cert, --tls-key and --tls-ca, or say --insecure";
                 Err(usage(command, message.to_owned()))
             }
         }
@@ -54,7 +54,8 @@ impl TlsOptions {
             return Ok(ClientSecurity::Plain);
         }
         let Some(ca) = &self.tls_ca else {
-            let message = "give --tls-ca, and --tls-cert and --tls-key to show who you are; or --insecure";
+            let message =
+                "give --tls-ca, and --tls-cert and --tls-key to show who you are; or say --insecure";
             return Err(usage(command, message.to_owned()));
         };
         let identity = self.tls_cert.as_deref().zip(self.tls_key.as_deref());

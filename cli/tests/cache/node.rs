@@ -255,7 +255,7 @@ fn certificates_decide_who_may_do_what() {
 fn a_node_needs_certificates_or_a_clear_word_that_it_has_none() {
     let story = Story::new();
     let listen = ["serve", "--listen", "127.0.0.1:0"];
-    story.run(&listen).refuses_usage(&["give --tls-cert, --tls-key and --tls-ca, or --insecure"]);
+    story.run(&listen).refuses_usage(&["give --tls-cert, --tls-key and --tls-ca, or say --insecure"]);
     story
         .run(&[&listen[..], &["--insecure", "--tls-ca", "x"]].concat())
         .refuses_usage(&["cannot be used with"]);
