@@ -8,12 +8,12 @@ use clap::Args;
 use pelton::Fingerprint;
 use pelton::files::{self, FileError, FileFormat, Input};
 use pelton::nexus::feed::{FeedService, Offering, Outlet, SliceRequest, Source, SourceError};
-use pelton::nexus::{Door, LaneLimits, ServerSecurity};
+use pelton::nexus::{Door, LaneLimits};
 
 use crate::failure::Failure;
 use crate::load::{Format, runtime};
 use crate::stdout::Stdout;
-use crate::usage::usage;
+use crate::tls::TlsOptions;
 
 /// The command line of `feed`.
 #[derive(Args)]
@@ -27,18 +27,14 @@ pub(crate) struct Feed {
     /// How blobs stand there
     #[arg(long, value_enum)]
     format: Format,
-    /// Listens without TLS: whoever reaches the port can have the files' blobs
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
 impl Feed {
     /// Serves until it is ended from outside.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if !self.insecure {
-            let message = "it listens without TLS: say --insecure if you trust the network";
-            return Err(usage(&["feed"], message.to_owned()));
-        }
+        let security = self.tls.server(&["feed"])?;
         let mut inputs = Vec::new();
         for path in &self.from {
             inputs.extend(files::find(path)?);
@@ -49,7 +45,7 @@ impl Feed {
         };
         let source = Files { inputs: Arc::new(inputs), format, fingerprint };
         runtime()?.block_on(async {
-            let listening = Door::open(self.listen, ServerSecurity::Plain, LaneLimits::default()).await;
+            let listening = Door::open(self.listen, security, LaneLimits::default()).await;
             let refuse = |error: std::io::Error| Failure::Cache(format!("{}: {error}", self.listen));
             let door = listening.map_err(refuse)?;
             let mut stdout = Stdout::open()?;

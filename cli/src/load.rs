@@ -23,6 +23,7 @@ use crate::failure::{Failure, shown};
 use crate::progress::Progress;
 use crate::region::alignment;
 use crate::stdout::Stdout;
+use crate::tls::TlsOptions;
 use crate::usage::usage;
 use pelton::files::{self, FileFormat, Input};
 use pelton::units::{Size, count};
@@ -40,11 +41,10 @@ pub(crate) struct Load {
     #[arg(long, value_name = "FILE|DIR|-|nexus://HOST:PORT")]
     from: PathBuf,
     /// How they stand there. A source sends blobs as such
-    #[arg(long, value_enum, required_unless_present = "insecure")]
+    #[arg(long, value_enum, required_unless_present_any = ["insecure", "tls_ca"])]
     format: Option<Format>,
-    /// Reaches a source without TLS: whoever is on the way can read and change what it sends
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    tls: TlsOptions,
     /// Over how many slices blobs are dealt [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     slices: Option<u32>,
@@ -249,8 +249,10 @@ impl Load {
     /// How blobs stand in the files.
     fn check(&self) -> Result<Format, Failure> {
         let refuse = |message: &str| Err(usage(&["load"], message.to_owned()));
-        if self.insecure {
-            return refuse("--insecure is for a source, as nexus://HOST:PORT; leave it out for files");
+        if self.tls.is_given() {
+            return refuse(
+                "--tls-* or --insecure is for a source, as nexus://HOST:PORT; leave it out for files",
+            );
         }
         let Some(format) = self.format else { return refuse("files need --format") };
         if self.slices.is_some() && matches!(self.key, Target::Slice(_)) {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use pelton::nexus::Dial;
 use pelton::nexus::peer::{FetchOptions, Fetched, Holder};
-use pelton::nexus::{ClientSecurity, Dial};
 use pelton::units::{Size, count};
 use pelton::{Durability, Fingerprint, Key};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::cache::{self, CacheOptions};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::stdout::Stdout;
-use crate::usage::usage;
+use crate::tls::TlsOptions;
 
 /// The command line of `pull`.
 #[derive(Args)]
@@ -25,9 +25,8 @@ pub(crate) struct Pull {
     /// Where the other worker listens
     #[arg(long, value_name = "HOST:PORT")]
     peer: String,
-    /// Connects without TLS: whoever is on the way can read and change what comes
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    tls: TlsOptions,
     /// Only this generation of it, as 64 hexadecimal digits [default: what is there]
     #[arg(long, value_name = "HEX")]
     fingerprint: Option<Fingerprint>,
@@ -43,11 +42,8 @@ pub(crate) struct Pull {
 
 impl Pull {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if !self.insecure {
-            let text = "the connection would be without TLS; say --insecure if that is meant";
-            return Err(usage(&["pull"], text.to_owned()));
-        }
-        let dial = Dial::new(&self.peer, ClientSecurity::Plain).map_err(|error| Failure::cache(&error))?;
+        let security = self.tls.client(&["pull"])?;
+        let dial = Dial::new(&self.peer, security).map_err(|error| Failure::cache(&error))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime =
             runtime.map_err(|error| Failure::Cache(format!("the system gave no threads: {error}")))?;

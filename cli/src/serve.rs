@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use metrics_exporter_prometheus::PrometheusBuilder;
+use pelton::nexus::feed::FeedService;
 use pelton::nexus::node::{Node, NodeHandle};
+use pelton::nexus::peer::{PeerOptions, PeerService};
 use pelton::nexus::{Door, LaneLimits};
 use pelton::units::count;
 use pelton::{Cache, CacheBuilder};
@@ -64,7 +66,14 @@ impl Serve {
             let door = Door::open(self.listen, security, LaneLimits::default()).await;
             let door = door.map_err(|error| no_listening(self.listen, &error))?;
             let address = door.address();
-            let node = Node::new(cache.clone(), door).drain_wait(Duration::from_secs(self.drain_wait));
+            // Holders and sources offer lanes at the same port.
+            let lanes = door.lanes().clone();
+            let peer = PeerService::new(cache.clone(), Some(lanes.clone()), PeerOptions::default());
+            let feed = FeedService::into_cache(cache.clone()).lanes(lanes);
+            let node = Node::new(cache.clone(), door)
+                .service(peer.into_server())
+                .service(feed.into_server())
+                .drain_wait(Duration::from_secs(self.drain_wait));
             let handle = node.handle();
             let mut stdout = Stdout::open()?;
             stdout.line(format_args!("listening on {address}"))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pelton::nexus::feed::{FeedFrom, FeedOptions, Puller};
-use pelton::nexus::{ClientSecurity, Codec, Dial};
+use pelton::nexus::{Codec, Dial};
 use pelton::{CancelToken, Fingerprint};
 
 use super::{Load, Outcome, is_there, random};
@@ -21,8 +21,9 @@ pub(super) fn address(from: &Path) -> Option<&str> {
 
 /// Pulls the slice.
 pub(super) fn run(load: &Load, address: &str) -> Result<(), Failure> {
+    let security = load.tls.client(&["load"])?;
     check(load)?;
-    let dial = Dial::new(address, ClientSecurity::Plain).map_err(|error| Failure::cache(&error))?;
+    let dial = Dial::new(address, security).map_err(|error| Failure::cache(&error))?;
     let cache = cache::open(load.cache.config()?)?;
     // What a source would send can't be known before, so it is never taken for something else.
     let fingerprint: Fingerprint = match load.fingerprint {
@@ -58,9 +59,6 @@ pub(super) fn run(load: &Load, address: &str) -> Result<(), Failure> {
 
 fn check(load: &Load) -> Result<(), Failure> {
     let refuse = |message: &str| Err(usage(&["load"], message.to_owned()));
-    if !load.insecure {
-        return refuse("a source is reached without TLS: say --insecure if you trust the network");
-    }
     if load.format.is_some() {
         return refuse("a source sends blobs as such, so --format has no meaning; leave it out");
     }
