@@ -155,10 +155,8 @@ impl Holder {
     pub(super) async fn session(&self, key: &Key, cancel: CancelToken) -> Result<Session, FetchError> {
         let subject = Subject { peer: self.dial.address().into(), key: key.clone() };
         let dialled = self.dial.channel().await;
-        let channel = dialled.map_err(|source| FetchError::Dial {
-            key: key.clone(),
-            source: Box::new(source),
-        })?;
+        let channel =
+            dialled.map_err(|source| FetchError::Dial { key: key.clone(), source: Box::new(source) })?;
         let message_bytes_max = self.options.limits.message_bytes_max as usize;
         Ok(Session {
             subject,

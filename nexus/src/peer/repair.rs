@@ -43,10 +43,8 @@ impl Holder {
         let _cancels = CancelOnDrop(cancel.clone());
         let peer = || self.dial.address().into_boxed_str();
         let outlet = cache.outlet(key, Want::Latest, self.options.deadline);
-        let outlet = outlet.map_err(|source| FetchError::NothingHere {
-            peer: peer(),
-            source: Box::new(source),
-        })?;
+        let outlet =
+            outlet.map_err(|source| FetchError::NothingHere { peer: peer(), source: Box::new(source) })?;
         let session = self.session(key, cancel).await?;
         let manifest = session.manifest(Some(outlet.fingerprint())).await?;
         if manifest.region_count() != outlet.region_count()
