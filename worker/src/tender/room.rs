@@ -66,7 +66,7 @@ pub(crate) fn place_with_room(
     }
     let turn = core.tender.disk_turns.wait(patience);
     if turn.is_some() {
-        placed = place(&core.spindles, first, region_count, expected_bytes);
+        placed = place(&core.spindles, first, sizes);
     }
     for _ in 0..TRIES_MAX {
         let Err(refusals) = &mut placed else { break };
