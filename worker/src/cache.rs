@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
@@ -284,23 +284,24 @@ impl Cache {
     }
 
     /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
-    /// opened it waits until all manifests were read.
+    /// opened it waits until all manifests were read, or the cache is closed.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
         self.core
-            .entries(pattern)
+            .entries(pattern, &Patience::default())
             .iter()
             .map(|entry| status(entry))
             .filter(|status| !matches!(status.state, SnapState::Cold | SnapState::Gone))
             .collect()
     }
 
-    /// What a selection finds now, in the order of the keys: its slices, or its generations.
+    /// What a selection finds now, in the order of the keys: its slices, or its generations. Waits as [`Self::search`] does.
     pub fn select(&self, selection: &Selection) -> Vec<Selected> {
-        select(&self.core, selection).into_iter().map(|(selected, _)| selected).collect()
+        select(&self.core, selection, &Patience::default()).into_iter().map(|(selected, _)| selected).collect()
     }
 
     /// Does something to all slices that a selection finds, a few at once, and says for each what came of it, in the
-    /// order of their keys. A disk that hangs holds up only what lies on it, to the deadline.
+    /// order of their keys. A disk that hangs holds up only what lies on it, to the deadline. Just after the cache was opened
+    /// it waits until all manifests were read; slices that are not known by the deadline are not among the results.
     pub fn operate(
         &self,
         selection: &Selection,
@@ -367,10 +368,11 @@ impl Cache {
         self.core.events.listen()
     }
 
-    /// What was found on the spindles when the cache was opened. Waits until all of it was read.
+    /// What was found on the spindles when the cache was opened. Waits until all of it was read; if the cache is closed
+    /// before, it is nothing.
     pub fn recovery(&self) -> &RecoveryReport {
-        let report = self.core.wait_for_recovery(&Patience::default());
-        report.expect("who waits without end sees it")
+        static NOTHING: LazyLock<RecoveryReport> = LazyLock::new(RecoveryReport::default);
+        self.core.wait_for_recovery(&Patience::default()).unwrap_or(&NOTHING)
     }
 
     /// The spindles: how each is served, how it does, and what it has room for. Asks no disk. Just after the cache was
@@ -592,7 +594,10 @@ impl Snap {
         let key = || self.entry.key.clone();
         // Its number must be above all that are on the disks, and its room beside all that is there.
         if self.core.wait_for_recovery(patience).is_none() {
-            return Err(LoadError::Starting { key: key() });
+            return Err(match self.core.is_closed() {
+                true => LoadError::Closed { key: key() },
+                false => LoadError::Starting { key: key() },
+            });
         }
         let regions = plan.regions.unwrap_or(self.core.regions_default);
         if !(1..=REGIONS_MAX).contains(&regions) {
@@ -1274,9 +1279,10 @@ impl CacheCore {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// What there is of the keys that match, in their order, once all manifests were read.
-    pub(crate) fn entries(&self, pattern: &KeyPattern) -> Vec<Arc<Entry>> {
-        self.wait_for_recovery(&Patience::default());
+    /// What there is of the keys that match, in their order, once all manifests were read; at the end of its patience what
+    /// is known of them by then.
+    pub(crate) fn entries(&self, pattern: &KeyPattern, patience: &Patience) -> Vec<Arc<Entry>> {
+        self.wait_for_recovery(patience);
         self.table.read().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect()
     }
 }

@@ -9,7 +9,7 @@
 //! the long reading has seen of it counts no more, since it may have been flushed since.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
@@ -19,6 +19,7 @@ use pelton_region_format::Key;
 
 use crate::cache::table::SharedTable;
 use crate::events::EventHub;
+use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::snap::entry::Entry;
 use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, recover};
@@ -38,8 +39,8 @@ pub(crate) struct Recovering {
     report: OnceLock<RecoveryReport>,
     asked: Mutex<Asked>,
     changed: Condvar,
-    /// Set by the cache's end; read between two batches.
-    stop: AtomicBool,
+    /// Cancelled by the cache's end: then nobody waits for the reading any more, nor does that for a disk.
+    stop: CancelToken,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -147,13 +148,14 @@ impl Recovering {
         self.report.get().is_some()
     }
 
-    /// Waits until they are. Nothing at the end of its patience.
+    /// Waits until they are. Nothing at the end of its patience, or of the cache.
     pub(crate) fn wait(self: &Arc<Self>, patience: &Patience) -> Option<&RecoveryReport> {
         if self.report.get().is_none() {
-            let _watches = patience.watch(&Waker::from(self.clone()));
+            let waker = Waker::from(self.clone());
+            let _watches = (patience.watch(&waker), self.stop.watch(&waker));
             let mut asked = lock(&self.asked);
             while self.report.get().is_none() {
-                patience.check().ok()?;
+                patience.check().ok().filter(|()| !self.stop.is_cancelled())?;
                 asked = self.wait_for_change(asked, patience);
             }
         }
@@ -161,8 +163,11 @@ impl Recovering {
     }
 
     /// Sees to it that what is on the disks of a key is entered before the reading comes to it, and says whether it is. It
-    /// is not at the end of its patience, and where a disk refuses: then the reading may enter it, or the next one who asks.
+    /// is not at the end of its patience, or of the cache, and where a disk refuses: then the reading may enter it, or the next
+    /// one who asks.
     pub(crate) fn look_up(self: &Arc<Self>, target: &Target, key: &Key, patience: &Patience) -> bool {
+        debug_assert!(patience.stop.is_none(), "nobody who looks a key up has a stop of its own");
+        let patience = &Patience { stop: Some(self.stop.clone()), ..patience.clone() };
         let _watches = patience.watch(&Waker::from(self.clone()));
         let mut asked = lock(&self.asked);
         loop {
@@ -174,7 +179,7 @@ impl Recovering {
             }
         }
         drop(asked);
-        let found = find(&target.spindles, key, patience.deadline);
+        let found = find(&target.spindles, key, patience);
         let mut asked = lock(&self.asked);
         let is_known = match found {
             Some(found) => {
@@ -218,7 +223,7 @@ impl Recovering {
 
     /// Ends the reading soon, and waits for that a while.
     pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.cancel();
         let Some(thread) = lock(&self.thread).take() else { return };
         let deadline = Instant::now() + STOP_WAIT_MAX;
         let mut asked = lock(&self.asked);

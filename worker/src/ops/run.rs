@@ -34,7 +34,7 @@ pub(crate) fn operate(
     patience: &Patience,
 ) -> Vec<OperationResult> {
     let mut entries: Vec<Arc<Entry>> =
-        select(core, selection).into_iter().flat_map(|(_, entries)| entries).collect();
+        select(core, selection, patience).into_iter().flat_map(|(_, entries)| entries).collect();
     if operation == Operation::Warm {
         entries.sort_by_key(|entry| Reverse(entry.key.clock()));
     }

@@ -12,19 +12,20 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
 
 use pelton_region_format::{FormatError, Key, PAGE_BYTES, Trailer};
 
 use crate::region::residence::PROBE_NAME;
+use crate::scan::cancel::CancelToken;
+use crate::scan::patience::Patience;
 use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
 use crate::snap::manifest::{FileCount, Manifest, ManifestError};
 use crate::spindle::engine::{DiskError, EntryKind, Look, Op, Part};
 use crate::spindle::held::{PROBE_FILE, Spindle};
-use crate::spindle::impeller::Impellers;
+use crate::spindle::impeller::{Impellers, Lane};
 
 /// A manifest file larger than this is none of ours.
 pub(crate) const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
@@ -126,12 +127,13 @@ pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
     Ok(listed)
 }
 
-/// Reads what was listed, by up to so many threads. Nothing if it was stopped before it was through.
+/// Reads what was listed, by up to so many threads. Nothing if it was stopped before it was through: then it waits for no
+/// answer of a disk any more.
 pub(crate) fn recover(
     all: &[Arc<Spindle>],
     listed: Listed,
     threads: usize,
-    stop: &AtomicBool,
+    stop: &CancelToken,
 ) -> Option<Recovered> {
     let found = read_all(all, &listed, threads, stop)?;
     let mut recovered = Recovered { next_load: 1, ..Recovered::default() };
@@ -146,7 +148,7 @@ pub(crate) fn recover(
     remove_worthless(all, &mut named);
     recovered.report.kept = recovered.slices.len();
     clean(all, &listed, &named, stop, &mut recovered.report);
-    (!stop.load(Ordering::Relaxed)).then_some(recovered)
+    (!stop.is_cancelled()).then_some(recovered)
 }
 
 /// All of it at once, on the caller's thread.
@@ -155,16 +157,16 @@ pub(crate) fn recover(
 /// What [`list`] says.
 #[cfg(test)]
 pub(crate) fn start(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
-    Ok(recover(all, list(all)?, 1, &AtomicBool::new(false)).expect("nobody stops it"))
+    Ok(recover(all, list(all)?, 1, &CancelToken::new()).expect("nobody stops it"))
 }
 
 /// Looks up one slice by the name of its manifest. Nothing is said where a disk refused or was late.
-pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, deadline: Option<Instant>) -> Option<Option<Manifest>> {
+pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, patience: &Patience) -> Option<Option<Manifest>> {
     let own: Vec<&Impellers> = all.iter().map(|spindle| &spindle.impellers).collect();
     let name = [PathBuf::from(Manifest::file_name(key))];
     let mut best: Option<(u64, Option<Manifest>)> = None;
     for home in 0..all.len() {
-        let found = read_batch(all, &own, home, &name, deadline).ok()?.pop().expect("one name, one answer");
+        let found = read_batch(all, &own, home, &name, patience).ok()?.pop().expect("one name, one answer");
         let (load_number, usable) = match found {
             Found::Whole(manifest) => (manifest.load_number, Some(manifest)),
             Found::NewerRegion(manifest, _) => (manifest.load_number, None),
@@ -183,7 +185,12 @@ pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, deadline: Option<Instant>) -
 /// A manifest file, and what came of it.
 type Item = (usize, PathBuf, Found);
 
-fn read_all(all: &[Arc<Spindle>], listed: &Listed, threads: usize, stop: &AtomicBool) -> Option<Vec<Item>> {
+fn read_all(
+    all: &[Arc<Spindle>],
+    listed: &Listed,
+    threads: usize,
+    stop: &CancelToken,
+) -> Option<Vec<Item>> {
     let batches: Vec<&[(usize, PathBuf)]> = listed
         .manifests
         .chunk_by(|one, other| one.0 == other.0)
@@ -201,14 +208,15 @@ fn read_all(all: &[Arc<Spindle>], listed: &Listed, threads: usize, stop: &Atomic
         .map(|(readers, spindle)| readers.as_ref().unwrap_or(&spindle.impellers))
         .collect();
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(listed.manifests.len())));
+    let patience = Patience { stop: Some(stop.clone()), ..Patience::default() };
     let read = || {
         while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if stop.load(Ordering::Relaxed) {
+            if stop.is_cancelled() {
                 return;
             }
             let home = batch[0].0;
             let names: Vec<PathBuf> = batch.iter().map(|(_, name)| name.clone()).collect();
-            let items = match read_batch(all, &impellers, home, &names, None) {
+            let items = match read_batch(all, &impellers, home, &names, &patience) {
                 Ok(items) => items,
                 // The disk refused all of them, or the spindle was closed.
                 Err(error) => names.iter().map(|_| Found::Unread(chain(&error))).collect(),
@@ -225,7 +233,7 @@ fn read_all(all: &[Arc<Spindle>], listed: &Listed, threads: usize, stop: &Atomic
         read();
     });
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    (!stop.load(Ordering::Relaxed)).then_some(found)
+    (!stop.is_cancelled()).then_some(found)
 }
 
 /// Reads manifests of one home spindle, and the last page of each of their regions. Counts the regions' space.
@@ -234,11 +242,11 @@ fn read_batch(
     impellers: &[&Impellers],
     home: usize,
     names: &[PathBuf],
-    deadline: Option<Instant>,
+    patience: &Patience,
 ) -> Result<Vec<Found>, DiskError> {
     let look = |number: usize, folder: PathBuf, names: Vec<PathBuf>, part| {
         let op = Op::Look { folder, names, part };
-        Ok::<_, DiskError>(impellers[number].run(op, deadline)?.into_looks())
+        Ok::<_, DiskError>(impellers[number].run_patiently(Lane::HOUSE, op, patience)?.into_looks())
     };
     let whole = Part::Whole { bytes_max: MANIFEST_FILE_BYTES_MAX };
     let looks = look(home, all[home].folder.join(MANIFESTS), names.to_vec(), whole)?;
@@ -490,7 +498,7 @@ fn clean(
     all: &[Arc<Spindle>],
     listed: &Listed,
     named: &Named,
-    stop: &AtomicBool,
+    stop: &CancelToken,
     report: &mut RecoveryReport,
 ) {
     if named.is_in_doubt {
@@ -507,7 +515,7 @@ fn clean(
         return;
     }
     for (number, name) in &listed.loads {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_cancelled() {
             return;
         }
         let path = all[*number].folder.join(LOADS).join(name);
