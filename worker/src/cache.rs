@@ -140,8 +140,8 @@ pub(crate) struct CacheCore {
     /// Which loader fills which slice.
     loaders: Registry,
     pub(crate) tender: Tender,
-    /// Set once, by closing; read by whoever opens a load.
-    closed: AtomicBool,
+    /// Set once, by closing; read by whoever opens a load or enters a slice.
+    closed: Arc<AtomicBool>,
     pub(crate) events: Arc<EventHub>,
     /// For operations as futures.
     pub(crate) waits: Arc<Waits>,
@@ -1115,7 +1115,7 @@ impl CacheCore {
             runner,
             loaders,
             tender,
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
             events,
             waits: Arc::default(),
             recovering: Arc::default(),
@@ -1135,6 +1135,7 @@ impl CacheCore {
             runner: self.runner.clone(),
             events: self.events.clone(),
             next_load: self.next_load.clone(),
+            closed: self.closed.clone(),
         }
     }
 
@@ -1260,8 +1261,9 @@ impl CacheCore {
         let is_known = self.recovering.is_over()
             || self.table.read().find(key).is_some()
             || self.recovering.look_up(&self.target(), key, patience);
-        if !is_known {
-            self.recovering.wait(patience)?;
+        // After a close nobody finds it out any more. Nor does it matter: what is asked for is closed.
+        if !is_known && self.recovering.wait(patience).is_none() && !self.is_closed() {
+            return None;
         }
         let new = || {
             let entry = Arc::new(Entry::new(key.clone(), None, self.runner.clone()));
@@ -1291,7 +1293,7 @@ impl Drop for CacheCore {
     fn drop(&mut self) {
         self.recovering.stop();
         // After a close somebody has waited already, as long as they wished.
-        if !*self.closed.get_mut() {
+        if !self.is_closed() {
             self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
         }
         self.events.stop();

@@ -9,7 +9,7 @@
 //! the long reading has seen of it counts no more, since it may have been flushed since.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
@@ -22,8 +22,10 @@ use crate::events::EventHub;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::snap::entry::Entry;
+use crate::snap::manifest::Manifest;
 use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, recover};
 use crate::snap::runner::Runner;
+use crate::snap::state::SnapEvent;
 use crate::spindle::held::Spindle;
 
 /// How long the end of a cache waits for the reading, which has stopped unless a disk hangs.
@@ -111,6 +113,20 @@ pub(crate) struct Target {
     pub(crate) runner: Arc<Runner>,
     pub(crate) events: Arc<EventHub>,
     pub(crate) next_load: Arc<AtomicU64>,
+    /// Whether the cache was closed.
+    pub(crate) closed: Arc<AtomicBool>,
+}
+
+impl Target {
+    /// The entry of a slice that was found. To be made under the table's lock: closing looks at all that is entered
+    /// after it has said so.
+    pub(super) fn entry(&self, manifest: Manifest) -> Arc<Entry> {
+        let entry = Arc::new(Entry::new(manifest.key.clone(), Some(manifest), self.runner.clone()));
+        if self.closed.load(Ordering::Relaxed) {
+            entry.report(SnapEvent::Close);
+        }
+        entry
+    }
 }
 
 impl Recovering {
@@ -186,8 +202,7 @@ impl Recovering {
                 if asked.found(key)
                     && let Some(manifest) = found
                 {
-                    let entry = || Arc::new(Entry::new(key.clone(), Some(manifest), target.runner.clone()));
-                    target.table.entry(key, entry);
+                    target.table.entry(key, || target.entry(manifest));
                 }
                 true
             }
@@ -207,7 +222,7 @@ impl Recovering {
         let mut table = target.table.write();
         for (key, manifest) in recovered.slices {
             if asked.enters(&key) {
-                table.enter(Arc::new(Entry::new(key, Some(manifest), target.runner.clone())));
+                table.enter(target.entry(manifest));
             }
         }
         asked.end();

@@ -170,9 +170,8 @@ fn what_is_flushed_while_it_is_read_does_not_come_back() {
 fn a_cache_whose_disk_hangs_at_the_start_can_be_closed() {
     for closes in [true, false] {
         let (rig, cache) = opened_and_stuck(0);
-        let alone = Arc::strong_count(&cache.core);
         cache.core.tender.poke();
-        while Arc::strong_count(&cache.core) == alone {
+        while Arc::strong_count(&cache.core) < 2 {
             std::thread::yield_now(); // Until the tender is at it.
         }
         let begun = Instant::now();
@@ -185,6 +184,42 @@ fn a_cache_whose_disk_hangs_at_the_start_can_be_closed() {
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         rig.disks[0].let_go();
     }
+}
+
+/// Goal: after a close nothing is served, also of what nobody knew yet. Method: a start that hangs until the cache is
+/// closed, for a key that nobody asked for, one that somebody did, and one that the reading finds.
+#[test]
+fn what_a_start_comes_to_after_the_close_is_closed() {
+    let (rig, cache) = opened_and_stuck(0);
+    let other = cache.clone();
+    let pending = other.snap(&"test/sim@9#0".parse().unwrap());
+    let waiting = std::thread::spawn({
+        let other = other.clone();
+        move || other.search(&KeyPattern::ALL).len()
+    });
+    cache.close(Some(Instant::now() + Duration::from_millis(50))).unwrap_err();
+    assert_eq!(waiting.join().unwrap(), 0);
+    assert_eq!(*other.recovery(), RecoveryReport::default());
+    assert!(matches!(pending.lease(Want::Latest, None), Err(LeaseError::Closed { .. })));
+    assert!(matches!(scan(&other), Err(LeaseError::Closed { .. })));
+    let opened = other.snap(&key()).open_for_writes(plan(WritePath::Direct)).map(drop);
+    assert!(matches!(opened, Err(LoadError::Closed { .. })), "{opened:?}");
+    rig.disks[0].let_go();
+}
+
+/// The same for what is found before the close, and entered after it.
+#[test]
+fn what_is_entered_after_the_close_is_closed() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let manifest = Manifest::clone(&cache.snap(&key()).entry.manifest().unwrap());
+    let other = cache.clone();
+    let evict = || other.core.target().entry(manifest.clone()).evict(false, None, |_| true).0;
+    assert_eq!(evict(), Answer::Nothing);
+    cache.close(None).unwrap();
+    assert_eq!(evict(), Answer::Closed);
 }
 
 #[test]
