@@ -72,7 +72,8 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
 ///
 /// Cloning makes another handle; the cache closes with the last one, snaps and open loads included. Dropping that
 /// one waits up to a minute for slices that are still on their way to the disk, and then the folders can be
-/// opened again at once. [`Cache::close`] waits to a deadline of your choice and says what went wrong.
+/// opened again at once. [`Cache::close`] waits to a deadline of your choice and says what went wrong; after it nothing
+/// waits any longer.
 #[derive(Clone)]
 pub struct Cache {
     /// Dropped before the core: what it waits for has hold of that.
@@ -96,6 +97,10 @@ impl Drop for Handles {
         self.tender.stop();
         drop(self.scrub.take());
         if let Some(core) = self.core.upgrade() {
+            // Whoever closes says how long that may take, and has stopped all this.
+            if core.is_closed() {
+                return;
+            }
             core.stop_loaders();
         }
         let deadline = Instant::now() + DROP_WAIT_MAX;
@@ -142,6 +147,8 @@ pub(crate) struct CacheCore {
     pub(crate) tender: Tender,
     /// Set once, by closing; read by whoever opens a load or enters a slice.
     closed: Arc<AtomicBool>,
+    /// Set by a close that has waited as long as it was to; read by the end of the cache, which waits itself otherwise.
+    waited: AtomicBool,
     pub(crate) events: Arc<EventHub>,
     /// For operations as futures.
     pub(crate) waits: Arc<Waits>,
@@ -482,12 +489,11 @@ impl Cache {
     }
 
     /// [`Self::close`] as a future. Dropping it waits no longer: no more loads are taken, slices on their way get to
-    /// the disk, and the threads of the spindles end with the last handle.
+    /// the disk, and the threads of the spindles end with the last handle, which may be this one, in the background.
     pub fn close_async(self, deadline: Option<Instant>) -> Pending<Result<(), CloseError>> {
-        let core = self.core.clone();
-        self.core
-            .waits
-            .start(move |cancel| core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
+        let waits = self.core.waits.clone();
+        // With this handle: what the last one does may wait, and must not do so here.
+        waits.start(move |cancel| self.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
     }
 }
 
@@ -1116,6 +1122,7 @@ impl CacheCore {
             loaders,
             tender,
             closed: Arc::default(),
+            waited: AtomicBool::new(false),
             events,
             waits: Arc::default(),
             recovering: Arc::default(),
@@ -1196,6 +1203,7 @@ impl CacheCore {
             // Nobody hears it, and nobody has said how long the disks may take.
             return Err(CloseError { loading, unfinished, failed: Vec::new(), abandoned: Vec::new() });
         }
+        self.waited.store(true, Ordering::Relaxed);
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         let abandoned = close_spindles(&self.spindles, deadline);
         self.events.stop();
@@ -1292,8 +1300,8 @@ impl CacheCore {
 impl Drop for CacheCore {
     fn drop(&mut self) {
         self.recovering.stop();
-        // After a close somebody has waited already, as long as they wished.
-        if !self.is_closed() {
+        // After a close somebody has waited already, as long as they wished; unless it was dropped.
+        if !*self.waited.get_mut() {
             self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
         }
         self.events.stop();

@@ -415,6 +415,28 @@ fn a_closing_of_the_cache_that_is_dropped_lets_slices_get_to_the_disk() {
     assert!(matches!(other.snap(&key()).open_for_writes(in_background()), Err(LoadError::Closed { .. })));
 }
 
+/// Goal: who drops a closing has not waited, so the last handle does. Method: a commit that takes a while; then the folders
+/// can be opened again at once, and the slice is there.
+#[test]
+fn after_a_closing_that_was_dropped_the_last_handle_waits_for_the_disk() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    let _ = rig.disks[0].clone().in_real_time();
+    let slow = Failure::Delay(Duration::from_millis(300));
+    let _ = rig.disks[0].clone().with_fault(When::Every("sync"), slow);
+    let other = cache.clone();
+    let writer = cache.snap(&key()).open_for_writes(in_background()).unwrap();
+    writer.queue_parcel(parcel(1, MIB)).unwrap();
+    writer.wait_for_writes().unwrap().close_for_writes().unwrap();
+    let mut closing = cache.close_async(None);
+    assert!(is_pending(&mut closing));
+    drop(closing);
+    settle(&other);
+    drop(other);
+    rig.disks[0].heal();
+    assert_eq!(scan_bytes(&rig.open(HealthLimits::default())), MIB);
+}
+
 /// Goal: who drops futures, writer and cache can open the folders at once. Method: again and again, with parcels
 /// that wait for memory, and with one that may be anywhere.
 #[test]
