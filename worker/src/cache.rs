@@ -345,13 +345,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
-        let entry = self.core.entry_within(key, &Patience::until(options.deadline));
-        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
-        // Without a snap's handle on the cache: all who lease something would count on one place.
-        match self.core.lease_at_once(&entry, options) {
-            Some(lease) => Ok(lease),
-            None => Snap { core: self.core.clone(), entry }.lease_with(options),
-        }
+        lease_patiently(&self.core, key, options, &Patience::until(options.deadline))
     }
 
     /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
@@ -361,12 +355,16 @@ impl Cache {
         want: Want,
         deadline: Option<Instant>,
     ) -> Pending<Result<Lease, LeaseError>> {
-        self.snap(key).lease_async(want, deadline)
+        self.lease_async_with(key, &LeaseOptions { want, deadline, ..LeaseOptions::default() })
     }
 
     /// [`Self::lease_with`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
     pub fn lease_async_with(&self, key: &Key, options: &LeaseOptions) -> Pending<Result<Lease, LeaseError>> {
-        self.snap(key).lease_async_with(options)
+        let (core, key, options) = (self.core.clone(), key.clone(), *options);
+        self.core.waits.start(move |cancel| {
+            let patience = Patience { cancel: Some(cancel), ..Patience::until(options.deadline) };
+            lease_patiently(&core, &key, &options, &patience)
+        })
     }
 
     /// Listens to what happens from now on. The cache waits for no listener: one that does not take its events
@@ -494,6 +492,22 @@ impl Cache {
         let waits = self.core.waits.clone();
         // With this handle: what the last one does may wait, and must not do so here.
         waits.start(move |cancel| self.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
+    }
+}
+
+/// Looks the key up, which may wait for a disk while the cache has just been opened, and takes the lease.
+fn lease_patiently(
+    core: &Arc<CacheCore>,
+    key: &Key,
+    options: &LeaseOptions,
+    patience: &Patience,
+) -> Result<Lease, LeaseError> {
+    let entry = core.entry_within(key, patience);
+    let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
+    // Without a snap's handle on the cache: all who lease something would count on one place.
+    match core.lease_at_once(&entry, options) {
+        Some(lease) => Ok(lease),
+        None => Snap { core: core.clone(), entry }.lease_patiently(options, patience),
     }
 }
 
@@ -739,7 +753,7 @@ impl Snap {
         let options = &options;
         loop {
             if let Some(manifest) = self.manifest_to_stream(options) {
-                match open_stream(&self.core, &manifest, options.deadline) {
+                match open_stream(&self.core, &manifest, patience) {
                     Ok(slice) => {
                         let held = Held::new(self.entry.clone(), slice.fingerprint, None);
                         let lease = Lease::streamed(slice, held);
@@ -774,7 +788,7 @@ impl Snap {
                     // What was waited for was verified on its way.
                     if !has_waited {
                         if self.core.verify == Verify::Always {
-                            self.verify_again(&hot, options.deadline)?;
+                            self.verify_again(&hot, patience)?;
                         }
                         self.core.events.tell(|| Event::HotLeased { key: self.entry.key.clone() });
                     }
@@ -874,8 +888,8 @@ impl Snap {
     }
 
     /// Compares what is in memory with its checksums. What is damaged is dropped.
-    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), LeaseError> {
-        verify_slice(hot, self.core.scan_threads.count(), deadline).map_err(|source| {
+    fn verify_again(&self, hot: &Arc<HotSlice>, patience: &Patience) -> Result<(), LeaseError> {
+        verify_slice(hot, self.core.scan_threads.count(), patience).map_err(|source| {
             if source.is_damage() {
                 self.entry.warming_failed(hot.version(), source.clone());
             }

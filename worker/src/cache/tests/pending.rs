@@ -396,6 +396,43 @@ fn a_lease_waits_until_readers_free_memory_and_can_be_dropped() {
 }
 
 #[test]
+fn a_lease_waits_elsewhere_for_a_start_that_hangs() {
+    let (rig, cache) = opened_and_stuck(0);
+    rig.disks[0].clone().with_fault(When::Every("look into"), Failure::Hang);
+    let begun = Instant::now();
+    let leasing = cache.lease_async(&key(), Want::Latest, Some(begun + Duration::from_secs(3)));
+    let dropped = cache.lease_async_with(&key(), &LeaseOptions::default());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(dropped);
+    settle(&cache);
+    assert!(matches!(wait(leasing), Err(LeaseError::Deadline { .. })));
+    rig.disks[0].let_go();
+}
+
+#[test]
+fn a_lease_that_opens_its_files_can_be_dropped() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let _ = rig.disks[0].clone().with_fault(When::Every("open"), Failure::Hang);
+    let streamed = LeaseOptions { reading: Reading::Stream, ..LeaseOptions::default() };
+    let mut leasing = cache.lease_async_with(&key(), &streamed);
+    let impellers = &cache.core.spindles[0].impellers;
+    wait_until("it opens a file", || impellers.oldest().is_some());
+    assert!(is_pending(&mut leasing));
+    drop(leasing);
+    settle(&cache);
+    let all = Selection::new(KeyPattern::ALL);
+    for operation in [Operation::Verify, Operation::Evict { keep_cache: false }] {
+        let mut operating = cache.operate_async(&all, operation, &OperationOptions::default());
+        assert!(is_pending(&mut operating), "{operation:?}");
+        drop(operating);
+        settle(&cache);
+    }
+    rig.disks[0].let_go();
+}
+
+#[test]
 fn a_closing_of_the_cache_that_is_dropped_lets_slices_get_to_the_disk() {
     let rig = Rig::new(1);
     let cache = rig.open(HealthLimits::default());
