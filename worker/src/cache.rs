@@ -586,7 +586,7 @@ impl Snap {
 
     /// What it is and holds now.
     pub fn status(&self) -> SnapStatus {
-        status(&self.entry)
+        status(&self.current().entry)
     }
 
     /// Opens the slice for writing: for one load, by any number of producers. What is there stays, and is
@@ -915,7 +915,7 @@ impl Snap {
     /// Evicts, with or without the page cache, and says what came of it.
     pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
         let span = info_span!("evict", key = %self.entry.key, bytes = Empty, outcome = Empty);
-        let (answer, hot) = self.entry.evict(keeps_cache, None, |_| true);
+        let (answer, hot) = self.current().entry.evict(keeps_cache, None, |_| true);
         span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
         span.record(
             "outcome",
@@ -949,7 +949,7 @@ impl Snap {
     }
 
     pub(crate) fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
-        self.flush_if(patience, None, |_| true)
+        self.current().flush_if(patience, None, |_| true)
     }
 
     /// Flushes if the decider is as it is wished to be, and tells why.
@@ -960,7 +960,14 @@ impl Snap {
         condition: impl FnOnce(&Decider) -> bool,
     ) -> Result<bool, FlushError> {
         let key = || self.entry.key.clone();
-        self.entry.facts().flush_reason = why;
+        let condition = |snap: &Decider| {
+            let is_so = condition(snap);
+            // Before its files go. The facts' lock is never held while the decider's is waited for.
+            if is_so {
+                self.entry.facts().flush_reason = why;
+            }
+            is_so
+        };
         let served = self.entry.desk.served();
         // Where files go, whoever removes them tells.
         let has_no_files = self.entry.desk.look(|snap| snap.is_unsaved() && snap.on_disk().is_none());
@@ -988,7 +995,7 @@ impl Snap {
 
     /// Forgets the slice, if it is cold or has failed. Says whether it did: what is used stays.
     pub fn erase(&self) -> bool {
-        self.erase_if(None, |_| true)
+        self.current().erase_if(None, |_| true)
     }
 
     /// Erases if the decider is as it is wished to be, and tells why.
@@ -1007,15 +1014,26 @@ impl Snap {
     /// Keeps the slice from being evicted, flushed or erased, until it is unpinned or the cache is closed. A load
     /// replaces it all the same.
     pub fn pin(&self) {
-        self.entry.report(SnapEvent::Pin);
+        match self.current() {
+            // The pin is for what comes.
+            snap if snap.entry.is_gone() => snap.anew().pin(),
+            snap => snap.entry.report(SnapEvent::Pin),
+        }
     }
 
     /// Lets it be evicted, flushed and erased again.
     pub fn unpin(&self) {
-        self.entry.report(SnapEvent::Unpin);
+        self.current().entry.report(SnapEvent::Unpin);
     }
 
-    /// The snap that stands for the key now: this one was erased.
+    /// The snap that stands for the key now: this one, unless it was erased and somebody has asked for the key since.
+    fn current(&self) -> Snap {
+        let other = || self.core.table.read().find(&self.entry.key).cloned();
+        let other = self.entry.is_gone().then(other).flatten();
+        Snap { core: self.core.clone(), entry: other.unwrap_or_else(|| self.entry.clone()) }
+    }
+
+    /// The snap that stands for the key from now on: this one was erased.
     fn anew(&self) -> Snap {
         self.core.table.write().forget(&self.entry);
         Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key) }

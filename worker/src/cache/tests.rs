@@ -439,6 +439,26 @@ fn a_closed_cache_takes_no_loads_and_leases_go_on() {
     assert_eq!(lease.scan(held, |a, b| a + b).unwrap(), BLOBS, "what is leased stays");
 }
 
+#[test]
+fn a_snap_that_was_erased_stands_for_its_key_all_the_same() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    let old = cache.snap(&key());
+    assert!(old.erase());
+    assert_eq!(old.status().state, SnapState::Gone);
+    load(&cache, plan(WritePath::Image)).unwrap();
+    assert_eq!(old.status().state, SnapState::Hot);
+    old.pin();
+    assert!(matches!(cache.snap(&key()).flush(None), Err(FlushError::Pinned { .. })));
+    old.unpin();
+    assert!(old.evict());
+    assert!(old.flush(None).unwrap());
+    assert!(old.erase());
+    assert_eq!(old.status().state, SnapState::Gone);
+    old.pin();
+    assert!(cache.snap(&key()).status().pinned, "the pin is for what comes");
+}
+
 /// Goal: asking for keys costs no memory for ever. Method: many keys of which nothing is known, a few that matter.
 #[test]
 fn keys_of_which_nothing_is_known_leave_the_table() {
