@@ -439,6 +439,26 @@ fn a_closed_cache_takes_no_loads_and_leases_go_on() {
     assert_eq!(lease.scan(held, |a, b| a + b).unwrap(), BLOBS, "what is leased stays");
 }
 
+/// Goal: what was verified need not be verified again, however soon it comes back. Method: look at the note when the evict is
+/// decided, and after one that was refused.
+#[test]
+fn what_stays_verified_is_noted_before_it_leaves_memory() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+    let entry = cache.snap(&key()).entry;
+    let load = entry.manifest().unwrap().load_number;
+    for (goes, expected) in [(false, Answer::Busy), (true, Answer::Evicted)] {
+        let noted = |_: &Decider| {
+            assert_eq!(entry.facts().verified_load, Some(load));
+            goes
+        };
+        assert_eq!(entry.evict(true, None, noted).0, expected);
+        assert_eq!(entry.facts().verified_load, goes.then_some(load));
+    }
+}
+
 #[test]
 fn a_snap_that_was_erased_stands_for_its_key_all_the_same() {
     let rig = Rig::new(1);
