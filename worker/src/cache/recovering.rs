@@ -23,7 +23,7 @@ use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::snap::entry::Entry;
 use crate::snap::manifest::Manifest;
-use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, recover};
+use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, leave_behind, recover};
 use crate::snap::runner::Runner;
 use crate::snap::state::SnapEvent;
 use crate::spindle::held::Spindle;
@@ -140,6 +140,7 @@ impl Recovering {
     ) {
         let recovering = self.clone();
         let read = move || {
+            let _end = End(recovering.clone());
             let recovered = recover(&target.spindles, listed, threads, &recovering.stop);
             let report = recovering.enter(&target, recovered);
             settle();
@@ -200,8 +201,9 @@ impl Recovering {
         let is_known = match found {
             Some(found) => {
                 if asked.found(key)
-                    && let Some(manifest) = found
+                    && let Some(manifest) = found.slice
                 {
+                    found.replaced.iter().for_each(|home| target.runner.leftovers.add(key, *home));
                     target.table.entry(key, || target.entry(manifest));
                 }
                 true
@@ -214,11 +216,18 @@ impl Recovering {
     }
 
     /// Enters what nobody has asked for.
-    fn enter(&self, target: &Target, recovered: Option<Recovered>) -> RecoveryReport {
+    pub(super) fn enter(&self, target: &Target, recovered: Option<Recovered>) -> RecoveryReport {
         let Some(recovered) = recovered else { return RecoveryReport::default() };
         target.next_load.fetch_max(recovered.next_load, Ordering::Relaxed);
         target.events.found(recovered.report.kept);
         let mut asked = lock(&self.asked);
+        for (key, home) in &recovered.leftovers {
+            target.runner.leftovers.add(key, *home);
+        }
+        // Who has asked for one of them could read it after all, and counts its files.
+        for manifest in recovered.waiting.iter().filter(|manifest| asked.enters(&manifest.key)) {
+            leave_behind(&target.spindles, manifest);
+        }
         let mut table = target.table.write();
         for (key, manifest) in recovered.slices {
             if asked.enters(&key) {
@@ -231,7 +240,7 @@ impl Recovering {
 
     fn end(&self, report: RecoveryReport) {
         let asked = lock(&self.asked);
-        let _ = self.report.set(report);
+        let _ = self.report.set(report); // The first one counts.
         drop(asked);
         self.changed.notify_all();
     }
@@ -265,6 +274,16 @@ impl Recovering {
                 self.changed.wait_timeout(asked, left).unwrap_or_else(PoisonError::into_inner).0
             }
         }
+    }
+}
+
+/// The end of the reading, also if it panics: then nobody waits for what it will never tell. What it had not entered, the next
+/// start finds.
+struct End(Arc<Recovering>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end(RecoveryReport::default()); // Nothing, if it has told.
     }
 }
 

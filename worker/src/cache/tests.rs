@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::ops::operation::{OperationError, OperationOutcome};
+use crate::snap::recovery::{Recovered, find};
+use crate::spindle::engine::Op;
 use crate::slice::parcel::{Parcel, ParcelBuilder};
 use crate::slice::plan::{Durability, WritePath};
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
@@ -163,6 +165,133 @@ fn what_is_flushed_while_it_is_read_does_not_come_back() {
     assert_eq!(cache.spindles()[0].used, 0);
     drop(cache);
     assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+/// The number of the spindle that the slice's manifest lies on.
+fn home(cache: &Cache) -> usize {
+    let manifest = cache.snap(&key()).entry.manifest().unwrap();
+    cache.core.spindles.iter().position(|spindle| spindle.uuid == manifest.spindles[0]).unwrap()
+}
+
+/// Two manifests of one slice: the newer on the second disk, and on the first one what it has replaced, which that disk did not
+/// let go.
+fn two_generations() -> (Rig, Cache) {
+    let rig = Rig::new(2);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    let one_region = || LoadPlan { regions: Some(1), ..plan(WritePath::Direct) };
+    load(&cache, one_region()).unwrap();
+    if home(&cache) == 1 {
+        load(&cache, one_region()).unwrap();
+    }
+    let _ = rig.disks[0].clone().with_fault(When::Every("unlink"), Failure::Error(Errno::IO));
+    load(&cache, LoadPlan { fingerprint: Fingerprint::from_bytes([2; 32]), ..one_region() }).unwrap();
+    assert_eq!(home(&cache), 1);
+    (rig, cache)
+}
+
+#[test]
+fn what_could_not_be_removed_does_not_come_back_after_a_flush() {
+    let (rig, cache) = two_generations();
+    let refused = cache.snap(&key()).flush(None);
+    assert!(matches!(refused, Err(FlushError::Disk { .. })), "{refused:?}");
+    drop(cache);
+    // What was left by a flush that was refused is the newer one.
+    let cache = rig.open(HealthLimits::default());
+    assert_eq!((cache.recovery().kept, cache.recovery().dropped.len()), (1, 1));
+    let newer = Some(Fingerprint::from_bytes([2; 32]));
+    assert_eq!(cache.snap(&key()).status().fingerprint, newer);
+    drop(cache);
+
+    // The start's own removal was refused, too. Once the disk is well again a flush takes both.
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    rig.disks[0].heal();
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    drop(cache);
+    assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+#[test]
+fn what_could_not_be_removed_goes_with_what_has_replaced_it() {
+    let (rig, cache) = two_generations();
+    rig.disks[0].heal();
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    drop(cache);
+    let cache = rig.open(HealthLimits::default());
+    assert_eq!((cache.recovery().kept, cache.spindles()[0].used), (0, 0));
+}
+
+/// Goal: what has replaced an older load hides it, also when it is worth nothing itself. Method: the newer load's region is gone,
+/// and the older load's manifest can't be removed by the start that sees it.
+#[test]
+fn a_start_that_can_not_remove_an_older_load_leaves_what_hides_it() {
+    let (rig, cache) = two_generations();
+    let manifest = cache.snap(&key()).entry.manifest().unwrap();
+    let path = cache.core.spindles[1].folder.join(&manifest.regions[0].path);
+    cache.core.spindles[1].impellers.run(Op::Unlink { path }, None).unwrap();
+    drop((cache, manifest));
+    for _ in 0..2 {
+        let cache = rig.open(HealthLimits::default());
+        assert_eq!((cache.recovery().kept, cache.recovery().dropped.len()), (0, 2));
+    }
+    rig.disks[0].heal();
+    assert_eq!(rig.open(HealthLimits::default()).recovery().dropped.len(), 2);
+    let report = rig.open(HealthLimits::default()).recovery().clone();
+    assert_eq!((report.kept, report.dropped.len()), (0, 0), "{report:?}");
+}
+
+/// Goal: a flush while the disks are read takes what the slice has replaced, too. Method: the reading has seen the older
+/// manifest and hangs before the newer one; the slice is flushed.
+#[test]
+fn what_is_flushed_while_it_is_read_takes_older_loads_with_it() {
+    let (rig, cache) = two_generations();
+    rig.disks[0].heal();
+    drop(cache);
+    let [older, newer] = [0, 1].map(|number: usize| rig.disks[number].ops_of("look into"));
+    let _ = rig.disks[1].clone().with_fault(When::Nth("look into", newer), Failure::Hang);
+    let cache = rig.open(HealthLimits::default());
+    // Its manifest, and its region.
+    while rig.disks[0].ops_of("look into") < older + 2 || rig.disks[1].ops_of("look into") == newer {
+        std::thread::yield_now();
+    }
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    rig.disks[1].let_go();
+    cache.recovery();
+    assert_eq!(cache.search(&KeyPattern::ALL), []);
+    drop(cache);
+    assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+/// Goal: space is counted once. Method: what the reading could not serve, of a key that somebody could look up meanwhile, and
+/// of one that nobody has asked for.
+#[test]
+fn what_was_looked_up_although_the_reading_could_not_serve_it_is_counted_once() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let used = || cache.core.spindles[0].room.counts().used;
+    let once = used();
+    for is_asked in [true, false] {
+        let (target, patience) = (cache.core.target(), Patience::default());
+        let waiting = find(&target.spindles, &key(), &patience).unwrap().slice.unwrap();
+        assert_eq!(used(), 2 * once);
+        let recovering = Arc::new(Recovering::default());
+        assert!(!is_asked || recovering.look_up(&target, &key(), &patience));
+        recovering.enter(&target, Some(Recovered { waiting: vec![waiting], ..Recovered::default() }));
+        assert_eq!(used(), if is_asked { once } else { 2 * once });
+    }
+}
+
+#[test]
+fn a_start_that_panics_keeps_nobody_waiting() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    let recovering = Arc::new(Recovering::default());
+    recovering.start(cache.core.target(), Listed::default(), 1, || panic!("a bug, as told"));
+    let report = recovering.wait(&Patience::until(Some(Instant::now() + Duration::from_secs(30))));
+    assert_eq!(report, Some(&RecoveryReport::default()));
 }
 
 /// Goal: whatever waits for the start ends with the cache: the tender's round, a lease and a list without a deadline.

@@ -9,7 +9,7 @@
 //! written, and whatever may come back with its spindle, is left as it is.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +25,7 @@ use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
 use crate::snap::manifest::{FileCount, Manifest, ManifestError};
 use crate::spindle::engine::{DiskError, EntryKind, Look, Op, Part};
 use crate::spindle::held::{PROBE_FILE, Spindle};
+use crate::spindle::identity::SpindleUuid;
 use crate::spindle::impeller::{Impellers, Lane};
 
 /// A manifest file larger than this is none of ours.
@@ -48,6 +49,10 @@ pub(crate) struct Listed {
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) slices: BTreeMap<Key, Manifest>,
+    /// Homes of manifests that were replaced, and that a disk would not let go.
+    pub(crate) leftovers: Vec<(Key, SpindleUuid)>,
+    /// What can't be served now: its files stay.
+    pub(crate) waiting: Vec<Manifest>,
     /// The next load's number: above all that were seen.
     pub(crate) next_load: u64,
     pub(crate) report: RecoveryReport,
@@ -87,6 +92,14 @@ enum Found {
     Unread(String),
     /// There is none of that name, or none any more.
     Nothing,
+}
+
+/// What the disks have of one key.
+#[derive(Debug, Default)]
+pub(crate) struct OfKey {
+    pub(crate) slice: Option<Manifest>,
+    /// Homes of manifests that it has replaced.
+    pub(crate) replaced: Vec<SpindleUuid>,
 }
 
 /// Makes the folders that a spindle has, tells what is in them, and removes what probes have left.
@@ -145,7 +158,7 @@ pub(crate) fn recover(
         let _ = all[*number].impellers.run(Op::Unlink { path: path.clone() }, None);
         recovered.report.dropped.push((path, "it was never finished".to_owned()));
     }
-    remove_worthless(all, &mut named);
+    remove_worthless(all, &mut named, &mut recovered.leftovers);
     recovered.report.kept = recovered.slices.len();
     clean(all, &listed, &named, stop, &mut recovered.report);
     (!stop.is_cancelled()).then_some(recovered)
@@ -161,25 +174,26 @@ pub(crate) fn start(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
 }
 
 /// Looks up one slice by the name of its manifest. Nothing is said where a disk refused or was late.
-pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, patience: &Patience) -> Option<Option<Manifest>> {
+pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, patience: &Patience) -> Option<OfKey> {
     let own: Vec<&Impellers> = all.iter().map(|spindle| &spindle.impellers).collect();
     let name = [PathBuf::from(Manifest::file_name(key))];
-    let mut best: Option<(u64, Option<Manifest>)> = None;
+    // By load number.
+    let mut slices: BTreeMap<u64, Option<Manifest>> = BTreeMap::new();
     for home in 0..all.len() {
         let found = read_batch(all, &own, home, &name, patience).ok()?.pop().expect("one name, one answer");
-        let (load_number, usable) = match found {
-            Found::Whole(manifest) => (manifest.load_number, Some(manifest)),
-            Found::NewerRegion(manifest, _) => (manifest.load_number, None),
+        match found {
+            Found::Whole(manifest) => _ = slices.insert(manifest.load_number, Some(manifest)),
             // Maybe only because the caller has no time.
             Found::Waits(..) | Found::Unread(_) => return None,
-            Found::Worthless(Some(manifest), _) => (manifest.load_number, None),
-            Found::Worthless(None, _) | Found::Newer(_) | Found::Nothing => continue,
-        };
-        if best.as_ref().is_none_or(|(highest, _)| *highest < load_number) {
-            best = Some((load_number, usable));
+            Found::NewerRegion(manifest, _) | Found::Worthless(Some(manifest), _) => {
+                slices.insert(manifest.load_number, None);
+            }
+            Found::Worthless(None, _) | Found::Newer(_) | Found::Nothing => {}
         }
     }
-    Some(best.and_then(|(_, usable)| usable))
+    let Some((_, Some(slice))) = slices.pop_last() else { return Some(OfKey::default()) };
+    let replaced = slices.into_values().flatten().filter_map(|older| older.spindles.first().copied());
+    Some(OfKey { replaced: replaced.collect(), slice: Some(slice) })
 }
 
 /// A manifest file, and what came of it.
@@ -373,8 +387,23 @@ struct Named {
     folders: HashSet<PathBuf>,
     /// There are manifests of which nobody knows what they name.
     is_in_doubt: bool,
-    /// What is dropped, by home spindle and name.
-    worthless: Vec<(usize, PathBuf, Option<Manifest>)>,
+    worthless: Vec<Worthless>,
+}
+
+/// A manifest that is dropped.
+struct Worthless {
+    home: usize,
+    path: PathBuf,
+    /// None if it can't be read.
+    manifest: Option<Manifest>,
+    /// Whether there is a newer one of its key.
+    is_replaced: bool,
+}
+
+impl Worthless {
+    fn name(&self) -> Option<&OsStr> {
+        self.path.file_name()
+    }
 }
 
 impl Named {
@@ -405,11 +434,11 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
         one.1.cmp(&other.1).then_with(|| load_number(&other.2).cmp(&load_number(&one.2)))
     });
     let mut last: Option<(PathBuf, u64)> = None;
-    let Recovered { slices, next_load, report } = recovered;
+    let Recovered { slices, next_load, report, waiting, .. } = recovered;
     for (home, name, item) in found {
         let path = all[home].folder.join(MANIFESTS).join(&name);
         let number = load_number(&item);
-        *next_load = (*next_load).max(number + 1);
+        *next_load = (*next_load).max(number.saturating_add(1));
         let replaced_by = last.as_ref().filter(|(known, _)| *known == name).map(|(_, number)| *number);
         let item = match (item, replaced_by) {
             (Found::Whole(manifest) | Found::Waits(manifest, _), Some(by)) => {
@@ -427,7 +456,7 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
             }
             Found::Waits(manifest, reason) => {
                 named.add(all, &manifest);
-                leave_behind(all, &manifest);
+                waiting.push(manifest);
                 report.left_alone.push((path, reason));
             }
             Found::NewerRegion(manifest, reason) => {
@@ -437,7 +466,8 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
                 report.left_alone.push((path, reason));
             }
             Found::Worthless(manifest, reason) => {
-                named.worthless.push((home, path.clone(), manifest));
+                let (path_of, is_replaced) = (path.clone(), replaced_by.is_some());
+                named.worthless.push(Worthless { home, path: path_of, manifest, is_replaced });
                 report.dropped.push((path, reason));
             }
             Found::Newer(reason) => {
@@ -456,34 +486,48 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
 
 /// Takes manifests that are worth nothing off the disks: for good, before any of their files goes. Else one might come
 /// back by a power loss, when what has replaced it has been flushed.
-fn remove_worthless(all: &[Arc<Spindle>], named: &mut Named) {
-    let mut left: Vec<Manifest> = Vec::new();
-    for (number, spindle) in all.iter().enumerate() {
-        let of_this = named.worthless.iter_mut().filter(|(home, ..)| *home == number);
-        let (mut unlinked, mut stuck) = (Vec::new(), Vec::new());
-        for (_, path, manifest) in of_this {
-            match spindle.impellers.run(Op::Unlink { path: path.clone() }, None) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => stuck.extend(manifest.take()),
-                _ => unlinked.push(manifest),
-            }
-        }
-        if !unlinked.is_empty() {
-            let path = spindle.folder.join(MANIFESTS);
-            if spindle.impellers.run(Op::SyncFolder { path }, None).is_err() {
-                stuck.extend(unlinked.into_iter().filter_map(Option::take));
-            }
-        }
-        left.append(&mut stuck);
-    }
+fn remove_worthless(all: &[Arc<Spindle>], named: &mut Named, leftovers: &mut Vec<(Key, SpindleUuid)>) {
+    let (replaced, newest): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut named.worthless).into_iter().partition(|one| one.is_replaced);
+    let mut stuck = unlink(all, replaced, named);
+    // What has replaced one that stays must stay, too: else the next start would find the older one alone.
+    let hides = |one: &Worthless| stuck.iter().any(|older| older.name() == one.name());
+    let (hiding, newest): (Vec<_>, Vec<_>) = newest.into_iter().partition(hides);
+    stuck.extend(hiding);
+    stuck.extend(unlink(all, newest, named));
     // Their files stay, so that it is no worse than it was.
-    for manifest in left {
+    for Worthless { home, manifest, is_replaced, .. } in stuck {
+        let Some(manifest) = manifest else { continue };
         named.add(all, &manifest);
         leave_behind(all, &manifest);
+        if is_replaced {
+            leftovers.push((manifest.key, all[home].uuid));
+        }
     }
 }
 
+/// Takes these off the disks. Returns those that may still be there; the others are named as worthless.
+fn unlink(all: &[Arc<Spindle>], worthless: Vec<Worthless>, named: &mut Named) -> Vec<Worthless> {
+    let mut stuck = Vec::new();
+    let mut unlinked: Vec<Vec<Worthless>> = all.iter().map(|_| Vec::new()).collect();
+    for one in worthless {
+        match all[one.home].impellers.run(Op::Unlink { path: one.path.clone() }, None) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => stuck.push(one),
+            _ => unlinked[one.home].push(one),
+        }
+    }
+    for (spindle, unlinked) in all.iter().zip(unlinked).filter(|(_, unlinked)| !unlinked.is_empty()) {
+        let path = spindle.folder.join(MANIFESTS);
+        match spindle.impellers.run(Op::SyncFolder { path }, None) {
+            Ok(_) => named.worthless.extend(unlinked),
+            Err(_) => stuck.extend(unlinked),
+        }
+    }
+    stuck
+}
+
 /// Files that stay take their space meanwhile.
-fn leave_behind(all: &[Arc<Spindle>], manifest: &Manifest) {
+pub(crate) fn leave_behind(all: &[Arc<Spindle>], manifest: &Manifest) {
     for region in &manifest.regions {
         let uuid = manifest.spindles[region.spindle as usize];
         if let (Some(space), Some(spindle)) = (&region.space.0, all.iter().find(|s| s.uuid == uuid)) {
@@ -502,7 +546,7 @@ fn clean(
     report: &mut RecoveryReport,
 ) {
     if named.is_in_doubt {
-        let manifests = named.worthless.iter().filter_map(|(.., manifest)| manifest.as_ref());
+        let manifests = named.worthless.iter().filter_map(|one| one.manifest.as_ref());
         manifests.for_each(|manifest| leave_behind(all, manifest));
         return;
     }

@@ -220,6 +220,11 @@ impl SimDisk {
         self.state().ops
     }
 
+    /// How many with this verb.
+    pub(crate) fn ops_of(&self, verb: &'static str) -> u64 {
+        self.state().verbs.get(verb).copied().unwrap_or(0)
+    }
+
     /// The virtual time.
     pub(crate) fn now(&self) -> Duration {
         self.state().now
