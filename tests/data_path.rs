@@ -167,7 +167,8 @@ fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
     }
-    files.retain(|path| path.file_name().is_none_or(|name| name != "pelton-spindle"));
+    let own = ["pelton-spindle", "access-log"];
+    files.retain(|path| path.file_name().is_none_or(|name| own.iter().all(|own| name != *own)));
     files
 }
 

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use pelton::tender::Ttls;
 use pelton::units::parse_size;
-use pelton::{Cache, CacheBuilder, Config, SpindleConfig};
+use pelton::{Cache, CacheBuilder, Config, KeyPattern, SpindleConfig};
 
 use crate::failure::{Failure, shown};
 use crate::say;
@@ -46,7 +47,11 @@ impl CacheOptions {
 }
 
 /// Opens the cache. Folders that are missing are made.
-pub(crate) fn open(config: Config) -> Result<Cache, Failure> {
+///
+/// A command removes nothing for its age: it is over long before anybody could ask, and what was asked for yesterday
+/// is what a command is called for today. Room is made as ever.
+pub(crate) fn open(mut config: Config) -> Result<Cache, Failure> {
+    config.ttls = vec![(KeyPattern::ALL, Ttls::NEVER)];
     let cache = CacheBuilder::from_config(config).open().map_err(|error| Failure::cache(&error))?;
     for spindle in cache.spindles() {
         if let Some(other) = &spindle.shares_disk_with {

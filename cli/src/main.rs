@@ -55,6 +55,10 @@ enum Command {
     Flush(ops::change::Remove),
     /// Removes slices, and forgets all that is known of them
     Erase(ops::change::Remove),
+    /// Keeps slices from being evicted, flushed and erased, also by later commands
+    Pin(ops::change::Pin),
+    /// Lets slices be evicted, flushed and erased again
+    Unpin(ops::change::Pin),
     /// Brings slices into memory, the newest generations first, as far as there is room
     Warm(ops::change::Warm),
     /// Reads every byte of slices and compares it with its checksum
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
         Command::Evict(evict) => evict.run(),
         Command::Flush(flush) => flush.run(Operation::Flush),
         Command::Erase(erase) => erase.run(Operation::Erase),
+        Command::Pin(pin) => pin.run(Operation::Pin),
+        Command::Unpin(unpin) => unpin.run(Operation::Unpin),
         Command::Warm(warm) => warm.run(),
         Command::Verify(verify) => verify.run(),
         Command::Region(command) => command.run(),

@@ -1,5 +1,6 @@
 //! The name of a slice: `domain/view@clock#slice`.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,13 +13,17 @@ pub const NAME_BYTES_MAX: usize = 128;
 ///
 /// A key has exactly one spelling, so keys can be compared, sorted and used as names of files by
 /// their text.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    domain: String,
-    view: String,
-    clock: u64,
+    /// Domain and view in one piece, since there is a key for every slice: half as many allocations, half the room.
+    names: Box<str>,
+    /// Where the view begins.
+    domain_bytes: u8,
     slice: u32,
+    clock: u64,
 }
+
+const _: () = assert!(NAME_BYTES_MAX <= u8::MAX as usize, "a name's length fits into a byte");
 
 impl Key {
     /// Makes a key of checked parts.
@@ -31,20 +36,22 @@ impl Key {
         clock: u64,
         slice: u32,
     ) -> Result<Key, KeyError> {
-        let (domain, view) = (domain.into(), view.into());
-        check_name("domain", &domain)?;
+        let (mut names, view) = (domain.into(), view.into());
+        check_name("domain", &names)?;
         check_name("view", &view)?;
-        Ok(Key { domain, view, clock, slice })
+        let domain_bytes = names.len() as u8; // Checked, so it fits.
+        names.push_str(&view);
+        Ok(Key { names: names.into_boxed_str(), domain_bytes, slice, clock })
     }
 
     /// Who owns the dataset.
     pub fn domain(&self) -> &str {
-        &self.domain
+        &self.names[..usize::from(self.domain_bytes)]
     }
 
     /// Which dataset of that owner.
     pub fn view(&self) -> &str {
-        &self.view
+        &self.names[usize::from(self.domain_bytes)..]
     }
 
     /// Which version of it, in milliseconds.
@@ -58,9 +65,35 @@ impl Key {
     }
 }
 
+/// By domain, then view, clock and slice.
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> Ordering {
+        let parts = |key: &Key| (key.clock, key.slice);
+        let names = self.domain().cmp(other.domain()).then_with(|| self.view().cmp(other.view()));
+        names.then_with(|| parts(self).cmp(&parts(other)))
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}@{}#{}", self.domain, self.view, self.clock, self.slice)
+        write!(f, "{}/{}@{}#{}", self.domain(), self.view(), self.clock, self.slice)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("domain", &self.domain())
+            .field("view", &self.view())
+            .field("clock", &self.clock)
+            .field("slice", &self.slice)
+            .finish()
     }
 }
 
@@ -166,6 +199,23 @@ pub enum KeyProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The names lie in one piece: where it is cut must count.
+    #[test]
+    fn keys_are_ordered_by_domain_view_clock_and_slice() {
+        let texts =
+            ["a/b@1#0", "a/b@1#1", "a/b@2#0", "a/bc@1#0", "a/c@1#0", "ab/a@1#0", "ab/c@1#0", "abc/a@1#0"];
+        let keys = texts.map(|text| text.parse::<Key>().unwrap());
+        let mut sorted = keys.to_vec();
+        sorted.reverse();
+        sorted.sort();
+        assert_eq!(sorted, keys);
+        let parts = |text: &str| {
+            text.parse::<Key>().map(|key| (key.domain().to_owned(), key.view().to_owned())).unwrap()
+        };
+        assert_eq!(parts("ab/c@1#0"), ("ab".to_owned(), "c".to_owned()));
+        assert_ne!(keys[3], keys[6], "the same letters, cut elsewhere");
+    }
 
     #[test]
     fn a_key_reads_back_from_its_text() {

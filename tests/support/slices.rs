@@ -173,6 +173,8 @@ pub fn left_over(cache: &Cache, spindles: &[PathBuf]) -> Option<String> {
                 Some("manifest") => manifests += 1,
                 Some("region") => region_bytes += std::fs::metadata(&path).unwrap().len(),
                 _ if ["manifests", "loads", "pelton-spindle"].contains(&text.as_str()) => {}
+                // It may be saved at any time.
+                _ if ["access-log", "access-log.new"].contains(&text.as_str()) => {}
                 // A load's folder goes with its last region.
                 _ if path.is_dir() && std::fs::read_dir(&path).unwrap().next().is_some() => {}
                 _ => others.push(text),

@@ -6,8 +6,6 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
-use tracing::field::Empty;
-use tracing::info_span;
 
 use crate::budget::memory::{MemoryBudget, MemoryRefused};
 use crate::builder::{CacheBuilder, CacheError};
@@ -35,6 +33,8 @@ use crate::slice::build::RegionBuild;
 use crate::slice::plan::{LoadPlan, REGIONS_MAX};
 use crate::slice::scratch::Scratch;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
+use crate::snap::access::keeper::{Keeper, SAVE_WAIT_MAX};
+use crate::snap::access::logs::AccessLogs;
 use crate::snap::commit::LoadFolders;
 use crate::snap::desk::Reply;
 pub(crate) use crate::snap::entry::Entry;
@@ -81,8 +81,8 @@ pub struct Cache {
     core: Arc<CacheCore>,
 }
 
-/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the tender, the scrub, what
-/// loaders are at, and operations that were cancelled. All have hold of the cache.
+/// What dropping the last handle ends and waits for, though snaps and open loads may live on: the tender, the keeper, the
+/// scrub, what loaders are at, and operations that were cancelled. All have hold of the cache.
 struct Handles {
     scrub: Option<Scrubber>,
     core: Weak<CacheCore>,
@@ -90,11 +90,13 @@ struct Handles {
     waits: Arc<Waits>,
     /// Nobody tends what is left after the last handle.
     tender: TenderThread,
+    keeper: Keeper,
 }
 
 impl Drop for Handles {
     fn drop(&mut self) {
         self.tender.stop();
+        self.keeper.stop();
         drop(self.scrub.take());
         if let Some(core) = self.core.upgrade() {
             // Whoever closes says how long that may take, and has stopped all this.
@@ -153,6 +155,8 @@ pub(crate) struct CacheCore {
     /// For operations as futures.
     pub(crate) waits: Arc<Waits>,
     recovering: Arc<Recovering>,
+    /// How slices were used, for the next start.
+    pub(crate) access: Arc<AccessLogs>,
 }
 
 /// The counter of where a lease's bytes came from.
@@ -267,10 +271,11 @@ impl Cache {
         let core = Arc::new(core);
         core.runner.attach(&core);
         let tender = TenderThread::start(&core, tender_every);
+        let keeper = Keeper::start(&core);
         let (runner, waits) = (core.runner.clone(), core.waits.clone());
         let scrub = core.scrub_rate.map(|rate| Scrubber::start(&core, rate)).transpose();
         let scrub = scrub.map_err(|source| CacheError::Threads { source })?;
-        let handles = Handles { tender, scrub, core: Arc::downgrade(&core), runner, waits };
+        let handles = Handles { tender, keeper, scrub, core: Arc::downgrade(&core), runner, waits };
         Ok(Cache { _handles: Arc::new(handles), core })
     }
 
@@ -666,7 +671,7 @@ impl Snap {
             plan.expected_bytes.filter(|bytes| plan.keeps_image(Some(*bytes), &self.core.budget))
         {
             // An image that gets no memory when it comes goes to the disk alone, so nothing is refused here.
-            make_room_in_memory(&self.core, bytes, patience);
+            drop(make_room_in_memory(&self.core, bytes, patience));
         }
         let deadline = plan.deadline;
         let open = folders
@@ -718,7 +723,7 @@ impl Snap {
     }
 
     fn lease_patiently(&self, options: &LeaseOptions, patience: &Patience) -> Result<Lease, LeaseError> {
-        if let Some(lease) = self.core.lease_at_once(&self.entry, options) {
+        if let Ok(lease) = self.core.lease_at_once(self.entry.clone(), options) {
             return Ok(lease);
         }
         let (meter, begun) = (&self.core.events.meter, Instant::now());
@@ -763,8 +768,12 @@ impl Snap {
                     Err(_) if !self.is_on_disk(&manifest) => continue,
                     Err(error) => {
                         let (key, source) = (self.entry.key.clone(), Arc::new(error));
-                        if source.is_damage() {
-                            self.entry.warming_failed(manifest.version(), source.clone());
+                        match source.is_damage() {
+                            true if self.entry.has_whole_image(manifest.version()) => {
+                                self.entry.files_damaged(manifest.version(), source.clone());
+                            }
+                            true => self.entry.warming_failed(manifest.version(), source.clone()),
+                            false => {}
                         }
                         return Err(LeaseError::Warm { key, source });
                     }
@@ -835,7 +844,7 @@ impl Snap {
 
     fn failed_until(&self, until: Duration) -> LeaseError {
         let again_in = until.saturating_sub(self.entry.now());
-        LeaseError::Failed { key: self.entry.key.clone(), again_in, why: self.entry.why_failed() }
+        LeaseError::Failed { key: self.entry.key.clone(), again_in, why: self.entry.why_failed(until) }
     }
 
     /// The manifest whose regions a lease reads from the disk, if it does.
@@ -914,17 +923,7 @@ impl Snap {
 
     /// Evicts, with or without the page cache, and says what came of it.
     pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
-        let span = info_span!("evict", key = %self.entry.key, bytes = Empty, outcome = Empty);
         let (answer, hot) = self.current().entry.evict(keeps_cache, None, |_| true);
-        span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
-        span.record(
-            "outcome",
-            match answer {
-                Answer::Evicted => "evicted",
-                Answer::Leaving => "leaving", // Told when it goes.
-                _ => "kept",
-            },
-        );
         if let Some(hot) = hot.filter(|_| !keeps_cache) {
             self.let_go(hot); // Nobody waits for the unmapping otherwise.
         }
@@ -1011,19 +1010,21 @@ impl Snap {
         is_erased
     }
 
-    /// Keeps the slice from being evicted, flushed or erased, until it is unpinned or the cache is closed. A load
-    /// replaces it all the same.
+    /// Keeps the slice from being evicted, flushed or erased, until it is unpinned. A load replaces it all the same. The
+    /// next start knows of it, unless this process is killed at once.
     pub fn pin(&self) {
         match self.current() {
             // The pin is for what comes.
-            snap if snap.entry.is_gone() => snap.anew().pin(),
+            snap if snap.entry.is_gone() => return snap.anew().pin(),
             snap => snap.entry.report(SnapEvent::Pin),
         }
+        self.core.access.poke();
     }
 
     /// Lets it be evicted, flushed and erased again.
     pub fn unpin(&self) {
         self.current().entry.report(SnapEvent::Unpin);
+        self.core.access.poke();
     }
 
     /// The snap that stands for the key now: this one, unless it was erased and somebody has asked for the key since.
@@ -1058,7 +1059,7 @@ pub(crate) fn status(entry: &Entry) -> SnapStatus {
         (snap.state(now), snap.is_durable(), snap.is_unsaved(), snap.is_pinned(), snap.version())
     });
     let failure = entry.desk.look(|snap| snap.failure(now)).map(|(in_a_row, until)| SnapFailure {
-        why: entry.why_failed(),
+        why: entry.why_failed(until),
         in_a_row,
         again_in: until.saturating_sub(now),
     });
@@ -1104,6 +1105,7 @@ impl CacheCore {
         registrar: &Registrar,
         tender: Tender,
     ) -> CacheCore {
+        let access = Arc::new(AccessLogs::open(&spindles));
         let meter = Meter::new(registrar, spindles.len());
         let events = Arc::new(EventHub::new(meter));
         for spindle in &spindles {
@@ -1158,6 +1160,7 @@ impl CacheCore {
             events,
             waits: Arc::default(),
             recovering: Arc::default(),
+            access,
         }
     }
 
@@ -1175,6 +1178,7 @@ impl CacheCore {
             events: self.events.clone(),
             next_load: self.next_load.clone(),
             closed: self.closed.clone(),
+            access: self.access.clone(),
         }
     }
 
@@ -1183,15 +1187,16 @@ impl CacheCore {
         self.recovering.wait(patience)
     }
 
-    /// A lease on what is in memory, if there is nothing else to be done for it. It counts as one that took no time.
-    fn lease_at_once(&self, entry: &Arc<Entry>, options: &LeaseOptions) -> Option<Lease> {
+    /// A lease on what is in memory, if there is nothing else to be done for it; else the entry comes back. It counts as
+    /// one that took no time.
+    fn lease_at_once(&self, entry: Arc<Entry>, options: &LeaseOptions) -> Result<Lease, Arc<Entry>> {
         if options.refresh || options.reading == Reading::Stream || self.verify == Verify::Always {
-            return None;
+            return Err(entry);
         }
         let lease = Lease::at_once(entry, options.want)?;
         self.events.meter.leases_at_once.one();
-        self.events.tell(|| Event::HotLeased { key: entry.key.clone() });
-        Some(lease)
+        self.events.tell(|| Event::HotLeased { key: lease.key().clone() });
+        Ok(lease)
     }
 
     /// Whether a slice that is on the disk is read from there by each scan.
@@ -1226,30 +1231,38 @@ impl CacheCore {
         self.scrub_stop.cancel();
         let entries = self.entries_now();
         entries.iter().for_each(|entry| entry.report(SnapEvent::Close));
-        self.recovering.stop();
+        let reading = self.recovering.stop();
         self.stop_loaders();
         // Meanwhile commits go on.
         let loading = self.runner.loads.wait(patience);
         let unfinished = self.runner.commits.wait(patience);
         if patience.check() == Err(Impatience::Cancelled) {
             // Nobody hears it, and nobody has said how long the disks may take.
-            return Err(CloseError { loading, unfinished, failed: Vec::new(), abandoned: Vec::new() });
+            let (failed, abandoned, pins) = (Vec::new(), Vec::new(), Vec::new());
+            return Err(CloseError { loading, unfinished, failed, abandoned, pins });
         }
         self.waited.store(true, Ordering::Relaxed);
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
-        let abandoned = close_spindles(&self.spindles, deadline);
+        self.access.note(&self.entries_now());
+        let mut abandoned = close_spindles(&self.spindles, &self.access, deadline);
+        // It may have ended since: what it waited for was another spindle's.
+        abandoned.extend(reading.filter(|_| !self.recovering.is_over()));
         self.events.stop();
         let failed = self.runner.commits.take_failed();
-        if loading.is_empty() && unfinished.is_empty() && failed.is_empty() && abandoned.is_empty() {
-            return Ok(());
-        }
-        Err(CloseError { loading, unfinished, failed, abandoned })
+        let error = CloseError { loading, unfinished, failed, abandoned, pins: self.access.without_pins() };
+        if error.is_empty() { Ok(()) } else { Err(error) }
     }
 
     /// Ends what loaders are at, and does not wait for it.
     fn stop_loaders(&self) {
         let entries = self.entries_now();
         entries.iter().for_each(Entry::stop_loaders);
+    }
+
+    /// Brings to the disks how slices were used.
+    pub(crate) fn keep_access_logs(&self, deadline: Instant) {
+        self.access.note(&self.entries_now());
+        self.access.save(deadline);
     }
 
     /// When the cache was opened, in milliseconds since 1970.
@@ -1306,7 +1319,8 @@ impl CacheCore {
             return None;
         }
         let new = || {
-            let entry = Arc::new(Entry::new(key.clone(), None, self.runner.clone()));
+            let access = self.access.facts(key, None);
+            let entry = Arc::new(Entry::new(key.clone(), None, access, self.runner.clone()));
             // Closing looks at all entries after it has said so, under the same lock.
             if self.is_closed() {
                 entry.report(SnapEvent::Close);
@@ -1335,6 +1349,7 @@ impl Drop for CacheCore {
         // After a close somebody has waited already, as long as they wished; unless it was dropped.
         if !*self.waited.get_mut() {
             self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
+            self.keep_access_logs(Instant::now() + SAVE_WAIT_MAX);
         }
         self.events.stop();
     }

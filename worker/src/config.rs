@@ -137,7 +137,7 @@ pub struct Config {
     #[cfg_attr(feature = "serde", serde(rename = "loader"))]
     pub loaders: LoadersConfig,
     /// How long what has failed is not tried again, at first and at most. By default a second, and five minutes.
-    #[cfg_attr(feature = "serde", serde(skip))]
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "heal_after"))]
     pub heal_after: Option<(Duration, Duration)>,
     /// Whether what lies on the disks is read again in the background.
     pub scrub: ScrubConfig,
@@ -153,6 +153,31 @@ pub struct Config {
     /// How often the tender looks. By default each second.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub tender_every: Option<Duration>,
+}
+
+/// Reads `{ min = "1s", max = "5m" }`, of which either may be left out.
+#[cfg(feature = "serde")]
+fn heal_after<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Option<(Duration, Duration)>, D::Error> {
+    use crate::units::span::as_people_write;
+
+    #[derive(serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct HealAfter {
+        #[serde(deserialize_with = "as_people_write::deserialize")]
+        min: Duration,
+        #[serde(deserialize_with = "as_people_write::deserialize")]
+        max: Duration,
+    }
+
+    impl Default for HealAfter {
+        fn default() -> HealAfter {
+            let Limits { heal_min, heal_max } = Limits::default();
+            HealAfter { min: heal_min, max: heal_max }
+        }
+    }
+
+    let HealAfter { min, max } = serde::Deserialize::deserialize(source)?;
+    Ok(Some((min, max)))
 }
 
 /// How what lies on the disks is read again and compared with its checksums.
@@ -303,7 +328,10 @@ impl Config {
         let memory_marks = self.memory_marks.check("memory_marks")?;
         let disk_marks = self.disk_marks.check("disk_marks")?;
         let ttls = self.ttls.iter().map(|(pattern, ttls)| Ok((pattern.clone(), ttls.check(pattern)?)));
-        let rules = Rules::new(memory_marks, disk_marks, ttls.collect::<Result<_, ConfigError>>()?);
+        let views = self.views.iter().map(|view| Ok((view.pattern.clone(), view.ttls()?)));
+        let (ttls, views) =
+            (ttls.collect::<Result<_, ConfigError>>()?, views.collect::<Result<_, ConfigError>>()?);
+        let rules = Rules::new(memory_marks, disk_marks, ttls, views);
         Ok(Settings {
             spindles: self.spindles.clone(),
             memory,
@@ -626,6 +654,13 @@ mod tests {
                 "heal_after is 2s, allowed is up to 1s, its maximum",
             ),
             (
+                Config {
+                    views: vec![View::new(KeyPattern::ALL).flush_after(Duration::from_millis(999))],
+                    ..set()
+                },
+                "flush_after of view */*@*#* is 999 ms, allowed is 1 s to 3650 days",
+            ),
+            (
                 Config { free_floor: Some(u64::MAX), ..set() },
                 "free_floor is 18446744073709551615, allowed is 0 to 1 EiB",
             ),
@@ -681,12 +716,15 @@ mod tests {
     fn a_file_says_the_same() {
         use super::loaders::FilesConfig;
         use crate::load::files::FileFormat;
-        use pelton_region_format::KeyPattern;
 
         let text = r#"{
             "spindle": [{"path": "/a", "capacity": "400GiB"}, {"path": "/b"}],
             "memory": "1.5GiB", "buffers": 67108864, "engine": "threads", "pin": false,
-            "view": [{"pattern": "acme/*", "loader": "files"}, {"pattern": "*"}],
+            "view": [
+                {"pattern": "acme/*", "loader": "files", "evict_after": "10m", "flush_after": "1d12h"},
+                {"pattern": "*", "erase_after": "never"}
+            ],
+            "heal_after": {"max": "1m"},
             "loader": {"files": {"root": "/data", "format": "lines"}}
         }"#;
         let expected = Config {
@@ -695,7 +733,14 @@ mod tests {
             buffers: Some(64 * MIB),
             engine: IoEngine::Threads,
             pin: Some(false),
-            views: vec![View::new("acme/*".parse().unwrap()).loader("files"), View::new(KeyPattern::ALL)],
+            views: vec![
+                View::new("acme/*".parse().unwrap())
+                    .loader("files")
+                    .evict_after(Duration::from_secs(600))
+                    .flush_after(Duration::from_secs(36 * 3600)),
+                View::new(KeyPattern::ALL).erase_after(Duration::MAX),
+            ],
+            heal_after: Some((Duration::from_secs(1), Duration::from_secs(60))),
             loaders: LoadersConfig { files: Some(FilesConfig::new("/data", FileFormat::Lines)) },
             ..Config::default()
         };
@@ -706,6 +751,19 @@ mod tests {
             (r#"{"memori": 1}"#, "unknown field `memori`"),
             (r#"{"engine": "aio"}"#, "unknown variant `aio`"),
             (r#"{"view": [{"pattern": "a/b@x"}]}"#, "clock"),
+            (
+                r#"{"view": [{"pattern": "a/b", "evict_after": "10 minutes"}]}"#,
+                r#""10 minutes": expected a time such as 250ms, 10m or 1h30m (ms, s, m, h, d), or never"#,
+            ),
+            (
+                r#"{"view": [{"pattern": "a/b", "flush_after": 10}]}"#,
+                "invalid type: integer `10`, expected a time such as 250ms, 10m or 1h30m (ms, s, m, h, d), or never",
+            ),
+            (
+                r#"{"heal_after": {"min": "never"}}"#,
+                r#""never": expected a time such as 250ms, 10m or 1h30m (ms, s, m, h, d)"#,
+            ),
+            (r#"{"heal_after": {"most": "1s"}}"#, "unknown field `most`, expected `min` or `max`"),
             (r#"{"loader": {"files": {"root": "/data"}}}"#, "missing field `format`"),
             (r#"{"loader": {"fils": {}}}"#, "unknown field `fils`"),
         ] {

@@ -1,6 +1,5 @@
 //! The cache entry that owns a slice: what it is, where it lies, who holds it.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the cache does not keep a log yet"))]
 pub(crate) mod access;
 pub(crate) mod commit;
 pub(crate) mod desk;
@@ -17,6 +16,7 @@ pub(crate) mod runner;
 pub(crate) mod scrub;
 pub(crate) mod state;
 pub(crate) mod stream;
+pub(crate) mod urgent;
 pub(crate) mod warm;
 pub(crate) mod warmers;
 

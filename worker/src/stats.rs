@@ -183,7 +183,7 @@ pub struct OpStats {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct WaitStats {
-    /// From the asking for a lease until it was given.
+    /// From the asking for a lease until it was given. One that found its slice in memory counts as no time.
     pub lease: WaitTimes,
     /// From the opening of a load until it was sealed.
     pub load: WaitTimes,

@@ -1,9 +1,13 @@
-//! Sizes as people write and read them: `64MiB`, `1.5 GiB`, `4096`.
+//! Sizes as people write and read them: `64MiB`, `1.5 GiB`, `4096`; and spans of time: `10m`.
 //!
 //! Units are powers of 1024 and say so in their names. Decimal ones (`kB`, `MB`) are refused, not guessed:
 //! half of the people who write `MB` mean the other one.
 
+pub(crate) mod span;
+
 use std::fmt;
+
+pub use span::{SpanError, parse_span};
 
 /// 1024 bytes.
 pub const KIB: u64 = 1 << 10;

@@ -1,4 +1,4 @@
-//! `pelton evict`, `flush`, `erase` and `warm`: what is done to many slices at once.
+//! `pelton evict`, `flush`, `erase`, `pin`, `unpin` and `warm`: what is done to many slices at once.
 
 use std::sync::Arc;
 
@@ -49,6 +49,19 @@ pub(crate) struct Remove {
     yes: bool,
 }
 
+/// The command line of `pin` and `unpin`.
+#[derive(Args)]
+#[command(after_long_help = filter_help())]
+pub(crate) struct Pin {
+    /// Which slices, as domain/view@clock#slice; a part that is left out, or is *, means all
+    pattern: KeyPattern,
+    #[command(flatten)]
+    choice: Choice,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
 /// The command line of `warm`.
 #[derive(Args)]
 #[command(after_long_help = filter_help())]
@@ -86,6 +99,19 @@ impl Remove {
         let mut options = OperationOptions::default();
         options.dry_run = self.dry_run;
         tell(operation, &cache.operate(&selection, operation, &options), self.dry_run, self.choice.json)
+    }
+}
+
+impl Pin {
+    pub(crate) fn run(self, operation: Operation) -> Result<(), Failure> {
+        let cache = self.choice.open(self.choice.config()?)?;
+        let selection = self.choice.selection(Some(&self.pattern));
+        let mut options = OperationOptions::default();
+        options.dry_run = self.dry_run;
+        let results = cache.operate(&selection, operation, &options);
+        // It is on the disk before it is told.
+        cache.close(None).map_err(|error| Failure::cache(&error))?;
+        tell(operation, &results, self.dry_run, self.choice.json)
     }
 }
 

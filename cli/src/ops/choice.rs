@@ -45,6 +45,9 @@ impl Choice {
         for (path, why) in dropped(&cache, &KeyPattern::ALL) {
             say(&format_args!("{}: {why}; the slice was dropped, load it again", shown(path)));
         }
+        for (path, why) in &cache.recovery().logs {
+            say(&format_args!("{}: {why}; pins and last queries may be lost", shown(path)));
+        }
         Ok(cache)
     }
 }

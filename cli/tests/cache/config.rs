@@ -41,10 +41,29 @@ fn what_a_file_gets_wrong_is_told_with_its_line() {
         ("spindle = 3\n", "line 1: "),
         ("engine = \"aio\"\n", "unknown variant `aio`"),
         ("memory = ", "line 1: "),
+        (
+            "[[view]]\npattern = \"a/b\"\nevict_after = \"10 minutes\"\n",
+            "line 3: \"10 minutes\": expected a time such as 250ms, 10m or 1h30m (ms, s, m, h, d), or never",
+        ),
+        (
+            "[[view]]\npattern = \"a/b\"\nflush_after = 10\n",
+            "line 3: invalid type: integer `10`, expected a time such as 250ms, 10m or 1h30m (ms, s, m, h, d), or never",
+        ),
+        (
+            "heal_after = { min = \"soon\" }\n",
+            "line 1: \"soon\": expected a time such as 250ms, 10m or 1h30m (ms, s, m, h, d)",
+        ),
+        (
+            "[[view]]\npattern = \"a/b\"\nerase_after = \"5ms\"\n",
+            "erase_after of view a/b@*#* is 5 ms, allowed is 1 s to 3650 days",
+        ),
+        ("heal_after = { min = \"10m\" }\n", "heal_after is 600s, allowed is up to 300s, its maximum"),
     ];
     for (text, told) in cases {
         story.write("wrong.toml", text);
-        story.run(&[&LOAD[..], &["--config", "wrong.toml"]].concat()).fails_saying(&["wrong.toml: ", told]);
+        // What the file says is told with the file; what does not go together with its name.
+        let names = if told.contains("allowed is") { "" } else { "wrong.toml: " };
+        story.run(&[&LOAD[..], &["--config", "wrong.toml"]].concat()).fails_saying(&[names, told]);
     }
     story
         .run(&[&LOAD[..], &["--config", "none.toml"]].concat())

@@ -115,6 +115,36 @@ fn ls_shows_slices_and_generations_in_columns() {
     assert!(said["load_at_ms"].is_u64() && said["idle_seconds"].is_f64() && said["why"].is_null(), "{said}");
 }
 
+/// A pin is of the slice, not of the process that has made it.
+#[test]
+fn what_is_pinned_stays_until_it_is_unpinned() {
+    let story = loaded();
+    let dry = story.run(&["pin", "shop/a", "--dry-run"]).lines();
+    assert!(dry.last().unwrap().starts_with("3 slices: 3 would be pinned, "), "{dry:?}");
+    story.run(&["flush", "shop/a@2"]).lines();
+    assert_eq!(story.keys(&[]), [ALL[0], ALL[1], ALL[3]], "a dry run has pinned nothing");
+    let lines = story.run(&["pin", "shop/a@1#0"]).lines();
+    assert!(lines.last().unwrap().starts_with("1 slice: 1 pinned, "), "{lines:?}");
+    let notes = story.run(&["ls"]).lines();
+    let pinned: Vec<&String> = notes.iter().filter(|line| line.contains("pinned")).collect();
+    assert!(pinned.len() == 1 && pinned[0].starts_with(ALL[0]), "{notes:?}");
+    for command in ["flush", "erase"] {
+        let run = story.run(&[command, "*", "--yes", "--where", "bytes<2MiB"]);
+        assert_eq!(run.code, Some(1), "{}", run.stdout);
+        assert!(run.stdout.contains("pinned"), "{}", run.stdout);
+    }
+    assert_eq!(story.keys(&[]), [ALL[0], ALL[3]]);
+    assert!(story.run(&["unpin", "shop/a", "--json"]).values()[0]["outcome"] == "done");
+    story.run(&["flush", "shop/a"]).lines();
+    assert_eq!(story.keys(&[]), [ALL[3]]);
+    assert_eq!(story.run(&["pin", "shop/a"]).lines(), ["nothing matches, so nothing was pinned"]);
+    // A damaged log is told once, and costs no slice.
+    flip(&story.path("pelton-data/access-log"), 3);
+    let told = story.run(&["ls"]);
+    assert!(told.stderr.contains("access-log: damaged at byte 0"), "{}", told.stderr);
+    assert_eq!(story.keys(&[]), [ALL[3]]);
+}
+
 #[test]
 fn filters_choose_and_are_explained() {
     let story = loaded();
@@ -317,7 +347,8 @@ fn a_slice_that_the_start_drops_is_told_and_counts_as_damaged() {
 #[test]
 fn a_cache_that_is_not_there_is_not_made() {
     let story = Story::new();
-    for command in [&["ls"][..], &["evict"], &["flush", "*"], &["erase", "*"], &["warm"], &["verify"]] {
+    let changes = [&["flush", "*"][..], &["erase", "*"], &["pin", "*"], &["unpin", "*"]];
+    for command in [&["ls"][..], &["evict"], &["warm"], &["verify"]].into_iter().chain(changes) {
         story.run(command).fails_saying(&["./pelton-data: there is no such spindle"]);
         assert!(!story.path("pelton-data").exists());
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use pelton_region_format::Key;
 
 use crate::scan::patience::Patience;
 use crate::side_by_side::side_by_side;
+use crate::snap::access::logs::AccessLogs;
 use crate::snap::commit::CommitError;
 use crate::spindle::held::Spindle;
 
@@ -45,9 +47,20 @@ pub struct CloseError {
     /// Threads that a hung disk keeps, each with what it waits for. They end when the disk answers. Until then
     /// their spindle's folder can't be opened again.
     pub abandoned: Vec<String>,
+    /// Access logs that could not be saved, so that the next start does not know what was pinned or unpinned.
+    pub pins: Vec<PathBuf>,
 }
 
 impl std::error::Error for CloseError {}
+
+impl CloseError {
+    /// Whether nothing was left behind after all.
+    pub(crate) fn is_empty(&self) -> bool {
+        let CloseError { loading, unfinished, failed, abandoned, pins } = self;
+        let is_done = loading.is_empty() && unfinished.is_empty() && failed.is_empty();
+        is_done && abandoned.is_empty() && pins.is_empty()
+    }
+}
 
 impl fmt::Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,6 +76,10 @@ impl fmt::Display for CloseError {
         }
         if !self.abandoned.is_empty() {
             parts.push(format!("left behind: {}", self.abandoned.join(", ")));
+        }
+        if !self.pins.is_empty() {
+            let logs: Vec<String> = self.pins.iter().map(|log| log.display().to_string()).collect();
+            parts.push(format!("what was pinned could not be saved in {}", logs.join(", ")));
         }
         write!(f, "the cache was closed, but {}", parts.join("; "))
     }
@@ -185,10 +202,19 @@ impl Drop for UnderWay {
     }
 }
 
-/// Ends the threads of all spindles, side by side, and names those that had to be left behind.
-pub(crate) fn close_spindles(spindles: &[Arc<Spindle>], deadline: Instant) -> Vec<String> {
-    let close = |spindle: &Arc<Spindle>| spindle.impellers.close(deadline).abandoned;
-    side_by_side("pelton-close", spindles, close)
+/// Saves what was noted of all slices, ends the threads of all spindles, side by side, and names those that had to be left
+/// behind.
+pub(crate) fn close_spindles(
+    spindles: &[Arc<Spindle>],
+    access: &AccessLogs,
+    deadline: Instant,
+) -> Vec<String> {
+    let close = |(number, spindle): &(usize, &Arc<Spindle>)| {
+        access.save_on(*number, deadline);
+        spindle.impellers.close(deadline).abandoned
+    };
+    let spindles: Vec<_> = spindles.iter().enumerate().collect();
+    side_by_side("pelton-close", &spindles, close)
         .into_iter()
         .flatten()
         .map(|abandoned| abandoned.to_string())

@@ -15,12 +15,14 @@ use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
 use pelton_region_format::Key;
 
 use crate::cache::table::SharedTable;
 use crate::events::EventHub;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
+use crate::snap::access::logs::AccessLogs;
 use crate::snap::entry::Entry;
 use crate::snap::manifest::Manifest;
 use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, leave_behind, recover};
@@ -115,13 +117,19 @@ pub(crate) struct Target {
     pub(crate) next_load: Arc<AtomicU64>,
     /// Whether the cache was closed.
     pub(crate) closed: Arc<AtomicBool>,
+    pub(crate) access: Arc<AccessLogs>,
 }
 
 impl Target {
-    /// The entry of a slice that was found. To be made under the table's lock: closing looks at all that is entered
-    /// after it has said so.
+    /// The entry of a slice that was found.
     pub(super) fn entry(&self, manifest: Manifest) -> Arc<Entry> {
-        let entry = Arc::new(Entry::new(manifest.key.clone(), Some(manifest), self.runner.clone()));
+        self.entry_of(manifest.key.clone(), Some(manifest))
+    }
+
+    /// The entry of a key. To be made under the table's lock: closing looks at all that is entered after it has said so.
+    fn entry_of(&self, key: Key, manifest: Option<Manifest>) -> Arc<Entry> {
+        let access = self.access.facts(&key, manifest.as_ref());
+        let entry = Arc::new(Entry::new(key, manifest, access, self.runner.clone()));
         if self.closed.load(Ordering::Relaxed) {
             entry.report(SnapEvent::Close);
         }
@@ -141,7 +149,10 @@ impl Recovering {
         let recovering = self.clone();
         let read = move || {
             let _end = End(recovering.clone());
-            let recovered = recover(&target.spindles, listed, threads, &recovering.stop);
+            let urgent = &target.runner.urgent;
+            let recovered =
+                recover(&target.spindles, listed, threads, &recovering.stop, &|| urgent.let_go_first());
+            urgent.end();
             let report = recovering.enter(&target, recovered);
             settle();
             recovering.end(report);
@@ -196,7 +207,10 @@ impl Recovering {
             }
         }
         drop(asked);
+        let (reading, read) = bounded(0);
+        target.runner.urgent.begin(read);
         let found = find(&target.spindles, key, patience);
+        drop(reading);
         let mut asked = lock(&self.asked);
         let is_known = match found {
             Some(found) => {
@@ -234,8 +248,17 @@ impl Recovering {
                 table.enter(target.entry(manifest));
             }
         }
+        // A pin holds also for what is to be loaded yet.
+        for key in target.access.pinned() {
+            if table.find(&key).is_none() {
+                table.enter(target.entry_of(key, None));
+            }
+        }
         asked.end();
-        recovered.report
+        drop(table);
+        target.access.recovered(&recovered.report);
+        let logs = target.access.told().to_vec();
+        RecoveryReport { logs, ..recovered.report }
     }
 
     fn end(&self, report: RecoveryReport) {
@@ -245,10 +268,10 @@ impl Recovering {
         self.changed.notify_all();
     }
 
-    /// Ends the reading soon, and waits for that a while.
-    pub(crate) fn stop(&self) {
+    /// Ends the reading soon, and waits for that a while. Names the thread that it had to leave behind.
+    pub(crate) fn stop(&self) -> Option<String> {
         self.stop.cancel();
-        let Some(thread) = lock(&self.thread).take() else { return };
+        let thread = lock(&self.thread).take()?;
         let deadline = Instant::now() + STOP_WAIT_MAX;
         let mut asked = lock(&self.asked);
         while self.report.get().is_none() && Instant::now() < deadline {
@@ -259,7 +282,9 @@ impl Recovering {
         // A thread that a hung disk keeps ends by itself, if the disk ever answers.
         if self.is_over() {
             let _ = thread.join();
+            return None;
         }
+        Some(format!("{} (reads manifests, of which a disk does not give one)", thread.thread().name()?))
     }
 
     fn wait_for_change<'a>(

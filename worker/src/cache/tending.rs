@@ -60,7 +60,7 @@ impl Cache {
                 self.core.spindles.iter().map(|spindle| spindle.folder.display().to_string()).collect();
             return Err(refuse("spindle", folder.display(), format!("one of {}", folders.join(", "))));
         };
-        spindle.room.limit(bytes, spindle.room.counts().floor);
+        spindle.room.set_capacity(bytes);
         self.core.tender.poke();
         Ok(())
     }

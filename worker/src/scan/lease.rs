@@ -237,10 +237,14 @@ impl Lease {
         Lease { slice: Leased::Stream(slice), held }
     }
 
-    /// One on what is in memory, if it can be had without waiting for anything.
-    pub(crate) fn at_once(entry: &Arc<Entry>, want: Want) -> Option<Lease> {
-        let (number, version, slice) = entry.lease_at_once(want)?;
-        Some(Lease::in_memory(slice, Held::entered(entry.clone(), number, version)))
+    /// One on what is in memory, if it can be had without waiting for anything. Else the entry comes back.
+    pub(crate) fn at_once(entry: Arc<Entry>, want: Want) -> Result<Lease, Arc<Entry>> {
+        match entry.lease_at_once(want) {
+            Some((number, version, slice)) => {
+                Ok(Lease::in_memory(slice, Held::entered(entry, number, version)))
+            }
+            None => Err(entry),
+        }
     }
 
     /// The threads that scan it.

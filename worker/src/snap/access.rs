@@ -1,12 +1,16 @@
 //! Facts about snaps that change often, kept beside the manifests: advice, whose loss costs nobody a byte.
 //!
 //! ```text
-//! note ─▶ facts in memory ─save─▶ records appended to the spindle's log      open ─▶ records folded, log made anew
+//! open ─▶ facts of keys ─▶ entries, as they are made
+//! entries ─now and then, and at the end─▶ facts that have changed ─save─▶ records appended to the spindle's log
 //! ```
 //!
 //! The bytes are told in `docs/access-log.md`. What the log says is never believed against a manifest: whoever asks for
-//! facts has a snap already.
+//! facts has a snap already. Here stands the log of one spindle; those of a cache are in `logs.rs`, and the thread that
+//! keeps them is in `keeper.rs`.
 
+pub(crate) mod keeper;
+pub(crate) mod logs;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use pelton_region_format::Key;
 
 use crate::spindle::engine::{DiskError, Op, PageBuffer};
@@ -24,7 +29,7 @@ use record::{Encoder, Ending, Record};
 
 /// The file, and the one that takes its place.
 const LOG_FILE: &str = "access-log";
-const NEW_FILE: &str = "access-log.new";
+pub(crate) const NEW_FILE: &str = "access-log.new";
 /// A million snaps take a tenth.
 const LOG_BYTES_MAX: usize = 1 << 30;
 /// So much longer than what it says, and it is made anew.
@@ -37,47 +42,21 @@ pub(crate) struct Facts {
     pub(crate) pinned: bool,
     /// When somebody last asked for it, in milliseconds since 1970.
     pub(crate) queried_at_ms: Option<u64>,
+    /// How many milliseconds lie between queries, in the mean; 0 if that is not known.
+    pub(crate) gap_ms: u64,
     pub(crate) leases: u64,
     pub(crate) evicts: u64,
     pub(crate) flushes: u64,
-    /// How many loads have failed since the last one that did not.
+    /// How many loads or warmings in a row have failed, if the last one was a short while ago.
     pub(crate) failures: u32,
-    /// When the next load makes sense, in milliseconds since 1970.
+    /// When the next one makes sense, in milliseconds since 1970.
     pub(crate) next_load_at_ms: Option<u64>,
-}
-
-/// How long the snaps of a view stay after the last query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ViewTtls {
-    pub(crate) evict_ms: u64,
-    pub(crate) flush_ms: u64,
-    pub(crate) erase_ms: u64,
-}
-
-/// Something that has happened to a snap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Note {
-    Queried {
-        at_ms: u64,
-        leases: u64,
-    },
-    Pinned(bool),
-    Evicted,
-    Flushed,
-    Loaded,
-    LoadFailed {
-        next_load_at_ms: Option<u64>,
-    },
-    /// Nothing is known of it from here on.
-    Erased,
 }
 
 /// All that a log says. A plain value: records are folded into it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AccessFacts {
     snaps: BTreeMap<Key, Facts>,
-    /// By `domain/view`.
-    views: BTreeMap<String, ViewTtls>,
 }
 
 impl AccessFacts {
@@ -85,40 +64,10 @@ impl AccessFacts {
         self.snaps.get(key)
     }
 
-    /// Takes in what has happened.
-    fn note(&mut self, key: &Key, note: Note) {
-        if note == Note::Erased {
-            self.snaps.remove(key);
-            return;
-        }
-        if !self.snaps.contains_key(key) {
-            self.snaps.insert(key.clone(), Facts::default());
-        }
-        let facts = self.snaps.get_mut(key).expect("it was just put there");
-        match note {
-            Note::Queried { at_ms, leases } => {
-                // A clock that was set back makes nothing older.
-                facts.queried_at_ms = facts.queried_at_ms.max(Some(at_ms));
-                facts.leases = facts.leases.saturating_add(leases);
-            }
-            Note::Pinned(pinned) => facts.pinned = pinned,
-            Note::Evicted => facts.evicts = facts.evicts.saturating_add(1),
-            Note::Flushed => facts.flushes = facts.flushes.saturating_add(1),
-            Note::Loaded => (facts.failures, facts.next_load_at_ms) = (0, None),
-            Note::LoadFailed { next_load_at_ms } => {
-                facts.failures = facts.failures.saturating_add(1);
-                facts.next_load_at_ms = next_load_at_ms;
-            }
-            Note::Erased => unreachable!("dealt with above"),
-        }
-    }
-
     fn fold(&mut self, record: Record) {
         match record {
             Record::Snap(key, facts) => _ = self.snaps.insert(key, facts),
             Record::Erased(key) => _ = self.snaps.remove(&key),
-            Record::View(view, Some(ttls)) => _ = self.views.insert(view, ttls),
-            Record::View(view, None) => _ = self.views.remove(&view),
         }
     }
 
@@ -126,7 +75,6 @@ impl AccessFacts {
     fn encode(&self) -> Encoder {
         let mut encoder = Encoder::of_a_new_file();
         self.snaps.iter().for_each(|(key, facts)| encoder.push(&Record::Snap(key.clone(), facts.clone())));
-        self.views.iter().for_each(|(view, ttls)| encoder.push(&Record::View(view.clone(), Some(*ttls))));
         encoder
     }
 }
@@ -155,17 +103,20 @@ pub(crate) enum Opened {
 pub(crate) struct AccessLog {
     spindle: Arc<Spindle>,
     inner: Mutex<Inner>,
-    /// Held while it is saved: one after the other.
-    saving: Mutex<Option<Tail>>,
+    /// Whoever saves has its one message: one after the other.
+    tail: (Sender<Option<Tail>>, Receiver<Option<Tail>>),
     is_kept: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     facts: AccessFacts,
-    /// What was noted since it was last saved.
-    snaps: BTreeSet<Key>,
-    views: BTreeSet<String>,
+    /// What has changed since it was last saved.
+    changed: BTreeSet<Key>,
+    /// What lies on the disk does not hold to its end: the next save writes all of it anew, whatever has changed.
+    is_broken: bool,
+    /// Among what has changed are pins: that is what somebody has wished, and must hear of if it can't be kept.
+    are_pins_changed: bool,
 }
 
 /// Where the next record goes.
@@ -178,10 +129,10 @@ struct Tail {
 }
 
 impl AccessLog {
-    /// Reads the spindle's log and makes it anew.
+    /// Reads the spindle's log. Writes nothing: the first save makes it anew.
     ///
     /// # Errors
-    /// The disk refused. Go without: it is only advice.
+    /// The disk refused. Go without what it said: it is only advice.
     pub(crate) fn open(
         spindle: &Arc<Spindle>,
         deadline: Option<Instant>,
@@ -195,18 +146,20 @@ impl AccessLog {
             }
             Err(error) => return Err(error),
         };
+        let is_broken = matches!(opened, Opened::Cut | Opened::Damaged { .. });
         let log = AccessLog {
-            spindle: spindle.clone(),
-            inner: Mutex::new(Inner { facts, ..Inner::default() }),
-            saving: Mutex::new(None),
+            inner: Mutex::new(Inner { facts, is_broken, ..Inner::default() }),
             is_kept: !matches!(opened, Opened::Newer { .. }),
+            ..AccessLog::empty(spindle)
         };
-        // An empty log needs no file: a scan of a spindle that nobody notes anything of writes nothing.
-        if !matches!(opened, Opened::New | Opened::Newer { .. }) {
-            let facts = log.lock().facts.clone();
-            *lock(&log.saving) = Some(log.make_anew(&facts, deadline)?);
-        }
         Ok((log, opened))
+    }
+
+    /// One that says nothing yet.
+    fn empty(spindle: &Arc<Spindle>) -> AccessLog {
+        let tail = bounded(1);
+        tail.0.send(None).expect("there is room for one");
+        AccessLog { spindle: spindle.clone(), inner: Mutex::default(), tail, is_kept: true }
     }
 
     /// What is known of a snap.
@@ -214,25 +167,57 @@ impl AccessLog {
         self.lock().facts.snap(key).cloned()
     }
 
-    /// The view's own times to live.
-    pub(crate) fn ttls(&self, view: &str) -> Option<ViewTtls> {
-        self.lock().facts.views.get(view).copied()
+    /// The snaps that are pinned.
+    pub(crate) fn pinned(&self) -> Vec<Key> {
+        let inner = self.lock();
+        let pinned = inner.facts.snaps.iter().filter(|(_, facts)| facts.pinned);
+        pinned.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Takes note of something. Asks no disk.
-    pub(crate) fn note(&self, key: &Key, note: Note) {
+    /// Whether there is something to save.
+    pub(crate) fn has_changed(&self) -> bool {
+        let inner = self.lock();
+        self.is_kept && (inner.is_broken || !inner.changed.is_empty())
+    }
+
+    /// Whether somebody has pinned or unpinned something, and that is not on the disk.
+    pub(crate) fn lacks_pins(&self) -> bool {
+        self.lock().are_pins_changed
+    }
+
+    /// Takes note of what is known of some snaps now. Of the others it forgets those that are not to stay. Asks no disk.
+    pub(crate) fn note<'a>(
+        &self,
+        known: impl Iterator<Item = (&'a Key, Facts)>,
+        stays: impl Fn(&Key) -> bool,
+    ) {
         let mut inner = self.lock();
-        inner.facts.note(key, note);
-        if !inner.snaps.contains(key) {
-            inner.snaps.insert(key.clone());
+        let Inner { facts, changed, are_pins_changed, .. } = &mut *inner;
+        let mut count = 0;
+        for (key, now) in known {
+            count += 1;
+            *are_pins_changed |= facts.snap(key).is_some_and(|before| before.pinned) != now.pinned;
+            match facts.snaps.get_mut(key) {
+                Some(before) if *before == now => {}
+                Some(before) => {
+                    *before = now;
+                    changed.insert(key.clone());
+                }
+                None => {
+                    facts.snaps.insert(key.clone(), now);
+                    changed.insert(key.clone());
+                }
+            }
         }
-    }
-
-    /// Gives a view (`domain/view`) times to live of its own, or takes them away. Asks no disk.
-    pub(crate) fn set_ttls(&self, view: &str, ttls: Option<ViewTtls>) {
-        let mut inner = self.lock();
-        inner.facts.fold(Record::View(view.to_owned(), ttls));
-        inner.views.insert(view.to_owned());
+        if facts.snaps.len() > count {
+            facts.snaps.retain(|key, _| {
+                let stays = stays(key);
+                if !stays {
+                    changed.insert(key.clone());
+                }
+                stays
+            });
+        }
     }
 
     /// Brings what was noted to the disk.
@@ -243,48 +228,56 @@ impl AccessLog {
         if !self.is_kept {
             return Ok(());
         }
-        let mut saving = lock(&self.saving);
-        let tail = saving.take();
-        let (records, all) = {
+        // Also if nothing has changed: what somebody else is saving now is not saved yet.
+        let (give, take) = &self.tail;
+        let tail = match deadline {
+            None => take.recv().ok(),
+            Some(deadline) => take.recv_deadline(deadline).ok(),
+        };
+        let Some(tail) = tail else {
+            let path = self.spindle.folder.join(LOG_FILE);
+            return Err(Op::ReadSmall { path, bytes_max: LOG_BYTES_MAX }.subject().late());
+        };
+        let saved = self.save_after(tail, deadline);
+        let (tail, saved) = match saved {
+            Ok(tail) => (tail, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        give.send(tail).expect("there is room for the one that was taken");
+        saved
+    }
+
+    /// Says where the next record goes.
+    fn save_after(&self, tail: Option<Tail>, deadline: Option<Instant>) -> Result<Option<Tail>, DiskError> {
+        let (records, all, are_pins_changed) = {
             let mut inner = self.lock();
-            let (snaps, views) = (std::mem::take(&mut inner.snaps), std::mem::take(&mut inner.views));
-            if snaps.is_empty() && views.is_empty() {
-                *saving = tail;
-                return Ok(());
+            if inner.changed.is_empty() && !inner.is_broken {
+                return Ok(tail);
             }
-            let mut records = Vec::new();
-            records.extend(snaps.into_iter().map(|key| match inner.facts.snap(&key) {
+            inner.is_broken = false;
+            let are_pins_changed = std::mem::take(&mut inner.are_pins_changed);
+            let changed = std::mem::take(&mut inner.changed);
+            let record = |key: Key| match inner.facts.snap(&key) {
                 Some(facts) => Record::Snap(key, facts.clone()),
                 None => Record::Erased(key),
-            }));
-            records.extend(views.into_iter().map(|view| {
-                let ttls = inner.facts.views.get(&view).copied();
-                Record::View(view, ttls)
-            }));
+            };
+            let records: Vec<Record> = changed.into_iter().map(record).collect();
             let is_long = |tail: &Tail| tail.offset > GROWTH_MIN.max(GROWTH_MAX * tail.compact_bytes);
             let all = tail.as_ref().is_none_or(is_long).then(|| inner.facts.clone());
-            (records, all)
+            (records, all, are_pins_changed)
         };
         let saved = match (tail, all) {
             (Some(tail), None) => self.append(tail, &records, deadline),
             (_, all) => self.make_anew(&all.expect("without a tail it is made anew"), deadline),
         };
-        match saved {
-            Ok(tail) => {
-                *saving = Some(tail);
-                Ok(())
-            }
-            Err(error) => {
-                let mut inner = self.lock();
-                for record in records {
-                    match record {
-                        Record::Snap(key, _) | Record::Erased(key) => _ = inner.snaps.insert(key),
-                        Record::View(view, _) => _ = inner.views.insert(view),
-                    }
-                }
-                Err(error)
-            }
-        }
+        saved.map(Some).inspect_err(|_| {
+            let mut inner = self.lock();
+            inner.is_broken = true;
+            inner.are_pins_changed |= are_pins_changed;
+            inner.changed.extend(records.into_iter().map(|record| match record {
+                Record::Snap(key, _) | Record::Erased(key) => key,
+            }));
+        })
     }
 
     /// A failed sync is final: that file is never written again, so there is no tail then.

@@ -4,7 +4,7 @@
 //! that does not exist on disk.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -170,18 +170,24 @@ pub(crate) struct Commit {
 }
 
 impl Commit {
-    /// Does it all, and waits for the disks. On an error nothing is left on them.
-    pub(crate) fn run(mut self, all: &[Arc<Spindle>]) -> Result<Manifest, CommitError> {
+    /// Does it all, and waits for the disks. On an error nothing is left on them, but for one case: where its manifest has
+    /// taken the place of one of the `older` ones, and nobody knows whether the disk has taken note of that, all that
+    /// either names stays. So whichever the next start finds is whole.
+    pub(crate) fn run(
+        mut self,
+        all: &[Arc<Spindle>],
+        older: &[Arc<Manifest>],
+    ) -> Result<Manifest, CommitError> {
         let mut built = std::mem::take(&mut self.built);
-        match self.write_all(all, &mut built) {
+        match self.write_all(all, &mut built, older) {
             Ok(mut manifest) => {
                 for (record, region) in manifest.regions.iter_mut().zip(built) {
                     record.space = FileCount(Some(region.writes.keep()));
                 }
                 Ok(manifest)
             }
-            Err(error) => {
-                if !self.folders.remove_all(all) {
+            Err(Unfinished { error, may_stand }) => {
+                if may_stand || !self.folders.remove_all(all) {
                     built.into_iter().for_each(|region| region.writes.leave_behind());
                 }
                 Err(error)
@@ -200,7 +206,8 @@ impl Commit {
         &mut self,
         all: &[Arc<Spindle>],
         built: &mut [BuiltRegion],
-    ) -> Result<Manifest, CommitError> {
+        older: &[Arc<Manifest>],
+    ) -> Result<Manifest, Unfinished> {
         let home = all[self.folders.spindles[0]].clone();
         let mut spindles = vec![home.uuid];
         let mut regions = Vec::new();
@@ -232,9 +239,9 @@ impl Commit {
             spindles,
             metrics: Some(Box::new(self.metrics)),
         };
-        self.sync_folders(all)
-            .and_then(|()| write_manifest(&home, &manifest))
-            .map_err(|source| CommitError::Manifest { source })?;
+        self.sync_folders(all).map_err(|source| CommitError::Manifest { source })?;
+        let older = older.iter().find(|older| older.spindles.first() == Some(&home.uuid));
+        write_manifest(&home, &manifest, older.map(Arc::as_ref))?;
         Ok(manifest)
     }
 
@@ -283,21 +290,45 @@ fn image_of(hot: &HotSlice, index: u32) -> Option<&Image> {
     }
 }
 
+/// A commit that did not come to its end.
+struct Unfinished {
+    error: CommitError,
+    /// Whether its manifest may stand on the disk all the same.
+    may_stand: bool,
+}
+
+impl From<CommitError> for Unfinished {
+    fn from(error: CommitError) -> Unfinished {
+        Unfinished { error, may_stand: false }
+    }
+}
+
 /// The commit point: after the folder's sync the slice exists, before the rename it does not.
-fn write_manifest(home: &Spindle, manifest: &Manifest) -> Result<(), DiskError> {
+fn write_manifest(home: &Spindle, manifest: &Manifest, older: Option<&Manifest>) -> Result<(), Unfinished> {
+    let failed = |source| Unfinished::from(CommitError::Manifest { source });
     let folder = home.folder.join(MANIFESTS);
     let path = folder.join(Manifest::file_name(&manifest.key));
+    put_in_place(home, &path, manifest).map_err(failed)?;
+    if let Err(error) = home.impellers.run(Op::SyncFolder { path: folder }, None) {
+        // Nobody knows what is on the disk, and a sync that works after one that did not says nothing.
+        let _ = match older {
+            None => home.impellers.run(Op::Unlink { path }, None).map(drop),
+            // As if there had been no commit, if the disk goes on; to unlink it would take what was durable.
+            Some(older) => put_in_place(home, &path, older),
+        };
+        return Err(Unfinished { may_stand: older.is_some(), ..failed(error) });
+    }
+    Ok(())
+}
+
+/// Writes a manifest under another name and renames it. Until the folder is synced the disk may have either.
+fn put_in_place(home: &Spindle, path: &Path, manifest: &Manifest) -> Result<(), DiskError> {
     let temporary = path.with_extension(format!("{}.tmp", manifest.load_number));
     home.impellers.run(Op::WriteSmall { path: temporary.clone(), bytes: manifest.encode() }, None)?;
-    let rename = Op::Rename { from: temporary.clone(), to: path.clone() };
+    let rename = Op::Rename { from: temporary.clone(), to: path.to_owned() };
     if let Err(error) = home.impellers.run(rename, None) {
         // The name still stands for what was there before, which stays.
         let _ = home.impellers.run(Op::Unlink { path: temporary }, None);
-        return Err(error);
-    }
-    if let Err(error) = home.impellers.run(Op::SyncFolder { path: folder }, None) {
-        // Nobody knows whether the new name is on the disk. What it names goes, so it must not stay.
-        let _ = home.impellers.run(Op::Unlink { path }, None);
         return Err(error);
     }
     Ok(())

@@ -23,6 +23,7 @@ use super::state::{Answer, Command, Decider, SnapEvent, Version, WaiterId};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::cache::Want;
 use crate::scan::patience::Patience;
+use crate::tender::History;
 
 /// The decider of one snap, for all threads.
 pub(crate) struct Desk<M> {
@@ -65,6 +66,11 @@ impl<M> Desk<M> {
             next_waiter: 0,
         };
         Desk { inner: Mutex::new(inner), answered: Condvar::new() }
+    }
+
+    /// Takes over when an earlier process was asked.
+    pub(crate) fn restore(&self, history: History, arrived_ms: u64) {
+        self.lock().holders.restore(history, arrived_ms);
     }
 
     /// Asks, and does not wait. Whoever is not answered at once waits under a number, or gives up.

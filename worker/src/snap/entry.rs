@@ -10,6 +10,8 @@ use std::task::{Wake, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use pelton_region_format::{Fingerprint, Key};
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::cache::close::UnderWay;
 use crate::cache::told::{Outcome, Tell, Told, outcome};
@@ -20,6 +22,7 @@ use crate::load::planning::Planning;
 use crate::load::running::{self, Offer, Running};
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
+use crate::snap::access;
 use crate::scan::threads::ScanThreads;
 use crate::snap::commit::Commit;
 use crate::snap::desk::{Desk, Reply};
@@ -32,13 +35,17 @@ use crate::snap::state::{Answer, Command, Decider, Form, SnapEvent, Version, Wai
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::DiskError;
 use crate::spindle::pace::Pace;
-use crate::tender::Reason;
+use crate::tender::{History, Reason};
 
 /// One key's place in the cache.
+///
+/// In this order: what each lease writes, the desk, shares no cache line with what comes after the entry in memory. That
+/// may be another one's key, which is read by each lookup.
+#[repr(C)]
 pub(crate) struct Entry {
     pub(crate) key: Key,
-    pub(crate) desk: Desk<HotSlice>,
     runner: Arc<Runner>,
+    pub(crate) desk: Desk<HotSlice>,
     facts: Mutex<Facts>,
 }
 
@@ -100,6 +107,11 @@ pub(crate) struct Debt {
 }
 
 impl Facts {
+    /// What is on the disk.
+    pub(crate) fn manifests(&self) -> &[Arc<Manifest>] {
+        &self.manifests
+    }
+
     /// The manifest of a load that is on the disk.
     pub(crate) fn manifest(&self, load: u64) -> Option<Arc<Manifest>> {
         self.manifests.iter().find(|manifest| manifest.load_number == load).cloned()
@@ -173,8 +185,13 @@ impl Wake for Entry {
 }
 
 impl Entry {
-    /// A key of which nothing is known, or whose manifest was found.
-    pub(crate) fn new(key: Key, found: Option<Manifest>, runner: Arc<Runner>) -> Entry {
+    /// A key of which nothing is known, or whose manifest was found; and how it was used so far, if that is known.
+    pub(crate) fn new(
+        key: Key,
+        found: Option<Manifest>,
+        access: Option<access::Facts>,
+        runner: Arc<Runner>,
+    ) -> Entry {
         let mut facts = Facts::default();
         let now_ms = runner.now().as_millis() as u64;
         let desk = match found {
@@ -190,7 +207,21 @@ impl Entry {
                 Desk::new(Decider::found(runner.limits, version, is_empty), memory, now_ms)
             }
         };
-        Entry { key, desk, runner, facts: Mutex::new(facts) }
+        if let Some(access) = access {
+            if access.pinned {
+                let nothing = &mut |command| unreachable!("a pin begins nothing: {command:?}");
+                desk.report(runner.now(), SnapEvent::Pin, nothing);
+            }
+            facts.metrics.restore_counts(access.evicts, access.flushes);
+            if let Some(queried_at_ms) = access.queried_at_ms {
+                let queries = u32::try_from(access.leases).unwrap_or(u32::MAX).max(1);
+                let history = History::restored(queried_at_ms, access.gap_ms, queries);
+                // It came before it was asked for, or was loaded since.
+                let arrived_ms = facts.metrics.loaded_at_ms().unwrap_or(0).min(now_ms);
+                desk.restore(history, arrived_ms);
+            }
+        }
+        Entry { key, runner, desk, facts: Mutex::new(facts) }
     }
 
     /// What the decider does not know, for a look or a short change.
@@ -352,6 +383,24 @@ impl Entry {
         self.report(event);
     }
 
+    /// Tells that the files of a version are damaged, which says nothing against what is whole in memory of our own: that is
+    /// served on.
+    pub(crate) fn files_damaged(self: &Arc<Self>, version: Version, error: Arc<WarmError>) {
+        self.events().meter.verification_failures.one();
+        self.facts().warm_error = Some(error);
+        // What is evicted at this moment is not there any more: the decider knows.
+        self.report(match self.has_whole_image(version) {
+            true => SnapEvent::FilesDamaged { version },
+            false => SnapEvent::Damaged { version },
+        });
+    }
+
+    /// Whether a version is served from memory of our own, and all of it is there.
+    pub(crate) fn has_whole_image(&self, version: Version) -> bool {
+        let served = self.desk.served().filter(|hot| hot.version() == version);
+        served.is_some_and(|hot| hot.is_whole_image())
+    }
+
     /// Hands over a load that is sealed. What it is told comes when it is on the disk.
     pub(crate) fn seal(self: &Arc<Self>, commit: Commit, waits: bool) -> Told {
         let (tell, told) = outcome();
@@ -394,6 +443,9 @@ impl Entry {
         reason: Option<Reason>,
         condition: impl FnOnce(&Decider) -> bool,
     ) -> (Answer, Option<Arc<HotSlice>>) {
+        let span = info_span!("evict", key = %self.key, bytes = Empty, reason = Empty, outcome = Empty);
+        let _inside = span.enter();
+        reason.iter().for_each(|reason| _ = span.record("reason", tracing::field::debug(reason)));
         let served = self.desk.served();
         let verified = served.as_deref().filter(|hot| keeps_cache && hot.is_verified_in_maps());
         // Before it has left: who brings it back at once looks for it.
@@ -413,6 +465,15 @@ impl Entry {
             Some(hot) => hot.drop_cache_too(!keeps_cache),
             None => _ = self.note_verified(verified_before),
         }
+        span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
+        span.record(
+            "outcome",
+            match answer {
+                Answer::Evicted => "evicted",
+                Answer::Leaving => "leaving", // Told when it goes.
+                _ => "kept",
+            },
+        );
         (answer, hot)
     }
 
@@ -449,6 +510,24 @@ impl Entry {
         self.desk.usage()
     }
 
+    /// What is to be known of its use after a restart.
+    pub(crate) fn access(&self) -> access::Facts {
+        let now = self.now();
+        let (pinned, failure) = self.desk.look(|snap| (snap.is_pinned(), snap.failure(now)));
+        let Usage { history, .. } = self.usage();
+        let (evicts, flushes) = self.facts().metrics.counts();
+        access::Facts {
+            pinned,
+            queried_at_ms: history.queried_at_ms(),
+            gap_ms: history.gap_ms(),
+            leases: history.queries().into(),
+            evicts,
+            flushes,
+            failures: failure.map_or(0, |(in_a_row, _)| in_a_row),
+            next_load_at_ms: failure.map(|(_, until)| until.as_millis() as u64),
+        }
+    }
+
     fn arrived(&self) {
         self.desk.arrived(self.now().as_millis() as u64);
     }
@@ -464,11 +543,11 @@ impl Entry {
         since_query.into_iter().chain(since_load).min()
     }
 
-    /// Why its last load or warming has failed, for people.
-    pub(crate) fn why_failed(&self) -> String {
-        match self.desk.look(Decider::on_disk) {
-            None => self.why_load_failed(),
-            Some(_) => match &self.facts().warm_error {
+    /// Why the load or warming has failed that is not tried again until then, for people.
+    pub(crate) fn why_failed(&self, until: Duration) -> String {
+        match self.desk.look(|snap| snap.is_warming_failed_until(until)) {
+            false => self.why_load_failed(),
+            true => match &self.facts().warm_error {
                 Some(error) => reason(&**error),
                 None => "its files could not be read".to_owned(),
             },
@@ -539,7 +618,7 @@ impl Entry {
     }
 
     fn ms_of(&self, moment: Instant) -> u64 {
-        moment.saturating_duration_since(self.runner.opened).as_millis() as u64
+        self.runner.moment(moment).as_millis() as u64
     }
 
     /// The moment for the decider.

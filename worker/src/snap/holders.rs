@@ -24,7 +24,7 @@ enum Place {
     Held { fingerprint: Fingerprint, since: Instant },
 }
 
-/// How much an entry is used. Times are milliseconds since the cache was opened.
+/// How much an entry is used. Times are the runner's, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     /// Its queries.
@@ -39,6 +39,11 @@ impl Holders {
     /// Of an entry that nobody has asked for yet, made at this moment.
     pub(crate) fn new(now_ms: u64) -> Holders {
         Holders { places: Vec::new(), free: 0, count: 0, history: History::begin(now_ms), arrived_ms: now_ms }
+    }
+
+    /// Takes over when an earlier process was asked.
+    pub(crate) fn restore(&mut self, history: History, arrived_ms: u64) {
+        (self.history, self.arrived_ms) = (history, arrived_ms);
     }
 
     /// One lease more, which is a query, too. The number is for [`release`](Holders::release).

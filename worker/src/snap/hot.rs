@@ -215,6 +215,12 @@ impl HotSlice {
         self.hauled.is_none()
     }
 
+    /// Whether all of it is in memory of our own: nothing that happens to its files reaches it.
+    pub(crate) fn is_whole_image(&self) -> bool {
+        let is_image = |region: &HotRegion| matches!(region.bytes(), RegionBytes::Image(_));
+        self.regions.iter().all(|region| is_image(region) && region.watermark().is_complete())
+    }
+
     /// What the decider calls it.
     pub(crate) fn version(&self) -> Version {
         Version { load: self.load_number, fingerprint: self.fingerprint }

@@ -125,7 +125,7 @@ impl Manifest {
         };
         let encodes = "plain values in memory always encode";
         let mut body = postcard::to_stdvec(&record).expect(encodes);
-        let metrics = self.metrics.as_deref().copied().unwrap_or_default();
+        let metrics = self.metrics.as_deref().copied().unwrap_or_else(|| metrics_of(&self.regions));
         body.extend(postcard::to_stdvec(&metrics.encode()).expect(encodes));
         let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
         bytes.extend_from_slice(&MAGIC);

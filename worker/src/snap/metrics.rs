@@ -146,6 +146,16 @@ impl SliceMetrics {
         self.flush_count = self.flush_count.saturating_add(1);
     }
 
+    /// How often it was evicted and flushed, also by earlier caches.
+    pub(crate) fn restore_counts(&mut self, evicts: u64, flushes: u64) {
+        (self.evict_count, self.flush_count) = (evicts, flushes);
+    }
+
+    /// How often it was evicted, and flushed.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.evict_count, self.flush_count)
+    }
+
     /// When the last load from the source ended, in milliseconds since 1970.
     pub fn loaded_at_ms(&self) -> Option<u64> {
         self.cold.map(|moment| moment.at_ms)

@@ -21,6 +21,7 @@ use pelton_region_format::{FormatError, Key, PAGE_BYTES, Trailer};
 use crate::region::residence::PROBE_NAME;
 use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
+use crate::snap::access;
 use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
 use crate::snap::manifest::{FileCount, Manifest, ManifestError};
 use crate::spindle::engine::{DiskError, EntryKind, Look, Op, Part};
@@ -31,8 +32,8 @@ use crate::spindle::impeller::{Impellers, Lane};
 /// A manifest file larger than this is none of ours.
 pub(crate) const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
 /// So many manifests are read in one go: enough that handing the work over costs nothing, few enough that no
-/// thread is left with the last ones.
-const BATCH: usize = 64;
+/// thread is left with the last ones, nor a lease waits long for the processor.
+const BATCH: usize = 32;
 
 /// What lies on the spindles, by name.
 #[derive(Debug, Default)]
@@ -73,6 +74,9 @@ pub struct RecoveryReport {
     pub newer: Vec<PathBuf>,
     /// Load folders that no manifest names: removed.
     pub cleaned: Vec<PathBuf>,
+    /// Access logs that were not found whole: the file, and what came of it. No slice is lost by that, only how it was
+    /// used lately, and maybe that it was pinned.
+    pub logs: Vec<(PathBuf, String)>,
 }
 
 /// What came of one manifest file.
@@ -102,7 +106,8 @@ pub(crate) struct OfKey {
     pub(crate) replaced: Vec<SpindleUuid>,
 }
 
-/// Makes the folders that a spindle has, tells what is in them, and removes what probes have left.
+/// Makes the folders that a spindle has, tells what is in them, and removes what probes and a save of an access log have
+/// left.
 pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
     let mut listed = Listed::default();
     for (number, spindle) in all.iter().enumerate() {
@@ -122,8 +127,9 @@ pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
             let path = spindle.folder.join(folder);
             Ok::<_, DiskError>(spindle.impellers.run(Op::List { path }, None)?.into_entries())
         };
-        let probes =
-            entries("")?.into_iter().filter(|entry| entry.name == PROBE_NAME || entry.name == PROBE_FILE);
+        let probes = entries("")?.into_iter().filter(|entry| {
+            [PROBE_NAME, PROBE_FILE, access::NEW_FILE].iter().any(|name| entry.name == *name)
+        });
         // Before the first warming makes one.
         for entry in probes {
             let _ = spindle.impellers.run(Op::Unlink { path: spindle.folder.join(entry.name) }, None);
@@ -140,15 +146,16 @@ pub(crate) fn list(all: &[Arc<Spindle>]) -> Result<Listed, DiskError> {
     Ok(listed)
 }
 
-/// Reads what was listed, by up to so many threads. Nothing if it was stopped before it was through: then it waits for no
-/// answer of a disk any more.
+/// Reads what was listed, by up to so many threads, each of which makes a pause between two batches. Nothing if it was
+/// stopped before it was through.
 pub(crate) fn recover(
     all: &[Arc<Spindle>],
     listed: Listed,
     threads: usize,
     stop: &CancelToken,
+    pause: &(dyn Fn() + Sync),
 ) -> Option<Recovered> {
-    let found = read_all(all, &listed, threads, stop)?;
+    let found = read_all(all, &listed, threads, stop, pause)?;
     let mut recovered = Recovered { next_load: 1, ..Recovered::default() };
     let mut named = Named::default();
     sort_out(all, found, &mut recovered, &mut named);
@@ -170,7 +177,7 @@ pub(crate) fn recover(
 /// What [`list`] says.
 #[cfg(test)]
 pub(crate) fn start(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
-    Ok(recover(all, list(all)?, 1, &CancelToken::new()).expect("nobody stops it"))
+    Ok(recover(all, list(all)?, 1, &CancelToken::new(), &|| {}).expect("nobody stops it"))
 }
 
 /// Looks up one slice by the name of its manifest. Nothing is said where a disk refused or was late.
@@ -204,6 +211,7 @@ fn read_all(
     listed: &Listed,
     threads: usize,
     stop: &CancelToken,
+    pause: &(dyn Fn() + Sync),
 ) -> Option<Vec<Item>> {
     let batches: Vec<&[(usize, PathBuf)]> = listed
         .manifests
@@ -222,15 +230,15 @@ fn read_all(
         .map(|(readers, spindle)| readers.as_ref().unwrap_or(&spindle.impellers))
         .collect();
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(listed.manifests.len())));
-    let patience = Patience { stop: Some(stop.clone()), ..Patience::default() };
     let read = || {
         while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            pause();
             if stop.is_cancelled() {
                 return;
             }
             let home = batch[0].0;
             let names: Vec<PathBuf> = batch.iter().map(|(_, name)| name.clone()).collect();
-            let items = match read_batch(all, &impellers, home, &names, &patience) {
+            let items = match read_batch(all, &impellers, home, &names, &Patience::default()) {
                 Ok(items) => items,
                 // The disk refused all of them, or the spindle was closed.
                 Err(error) => names.iter().map(|_| Found::Unread(chain(&error))).collect(),

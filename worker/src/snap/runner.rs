@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pelton_region_format::Key;
 use tracing::field::Empty;
@@ -26,6 +26,7 @@ use crate::snap::entry::{Cargo, Debt, Entry};
 use crate::snap::leftovers::Leftovers;
 use crate::snap::manifest::Manifest;
 use crate::snap::state::{Command, Limits, SnapEvent, Version};
+use crate::snap::urgent::Urgent;
 use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
 use crate::spindle::engine::DiskError;
 use crate::spindle::held::Spindle;
@@ -48,9 +49,13 @@ pub(crate) struct Runner {
     budget: MemoryBudget,
     /// Here leases find them, which thereby keep them.
     pub(crate) scan_threads: Arc<ScanThreads>,
+    /// What somebody waits for while manifests are still being read.
+    pub(crate) urgent: Urgent,
     lanes: AtomicU64,
-    /// What the deciders' times count from.
-    pub(crate) opened: Instant,
+    /// When it was made, for [`Runner::moment`].
+    opened: Instant,
+    /// The same as time since 1970.
+    epoch: Duration,
 }
 
 impl Runner {
@@ -73,8 +78,10 @@ impl Runner {
             warmth: Arc::downgrade(warmth),
             budget,
             scan_threads,
+            urgent: Urgent::default(),
             lanes: AtomicU64::new(0),
             opened: Instant::now(),
+            epoch: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
         }
     }
 
@@ -83,8 +90,15 @@ impl Runner {
         let _ = self.core.set(Arc::downgrade(core)); // Called once, by the cache that is made.
     }
 
+    /// The moment for deciders and histories.
     pub(crate) fn now(&self) -> Duration {
-        self.opened.elapsed()
+        self.moment(Instant::now())
+    }
+
+    /// A moment as time since 1970, so that it can be kept for the next process; by a clock that does not jump while this
+    /// one lives.
+    pub(crate) fn moment(&self, at: Instant) -> Duration {
+        self.epoch + at.saturating_duration_since(self.opened)
     }
 
     pub(crate) fn next_lane(&self) -> Lane {
@@ -137,7 +151,10 @@ impl Runner {
             taken => return taken,
         }
         if let Some(core) = self.core.get().and_then(Weak::upgrade) {
-            make_room_in_memory(&core, bytes, patience);
+            let _turn = make_room_in_memory(&core, bytes, patience);
+            if let Ok(grant) = self.budget.try_take(MemoryUse::Mapped, bytes) {
+                return Ok(grant);
+            }
         }
         self.budget.take_patiently(MemoryUse::Mapped, bytes, patience)
     }
@@ -153,7 +170,11 @@ impl Runner {
             (verified_load, facts.pace.clone())
         };
         let is_verified = verified_load == Some(manifest.load_number);
+        let is_urgent = pace.is_none();
         let (attempt, hauling) = Attempt::new(entry.clone(), manifest, pace);
+        if is_urgent {
+            self.urgent.begin(attempt.hauled().clone());
+        }
         attempt.start(&spindles, &warmth, &hauling, grant, is_verified, || self.next_lane());
     }
 
@@ -247,11 +268,15 @@ fn commit(
     spindles: Option<&[Arc<Spindle>]>,
     debts: &mut Vec<(Debt, Result<(), CommitError>)>,
 ) -> SnapEvent {
-    let Cargo { commit, debt } = entry.facts().cargo.remove(&version.load).expect("it was sealed");
+    let (Cargo { commit, debt }, older) = {
+        let mut facts = entry.facts();
+        let cargo = facts.cargo.remove(&version.load).expect("it was sealed");
+        (cargo, facts.manifests().to_vec())
+    };
     let in_memory = commit.hot.is_some();
     let span = info_span!("commit", key = %entry.key, bytes = Empty, outcome = Empty);
     let committed = span.in_scope(|| match spindles {
-        Some(spindles) => commit.run(spindles),
+        Some(spindles) => commit.run(spindles, &older),
         None => Err(CommitError::Closed),
     });
     let meter = &entry.events().meter;
@@ -291,7 +316,9 @@ fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>], leftovers:
     }
     match unlinked.and_then(|()| remove_regions(spindles, &manifest, None)) {
         Ok(()) => {
-            if newer.is_none() {
+            // What was damaged on the disk alone is served on.
+            let is_served = entry.desk.served().is_some_and(|hot| hot.version() == version);
+            if newer.is_none() && !is_served {
                 entry.flushed(manifest.file_bytes());
             }
             SnapEvent::Removed { version }

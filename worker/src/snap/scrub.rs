@@ -28,16 +28,14 @@ use crate::scan::patience::Patience;
 use crate::snap::commit::MANIFESTS;
 use crate::snap::manifest::{Manifest, ManifestError, RegionRecord};
 use crate::snap::recovery::MANIFEST_FILE_BYTES_MAX;
-use crate::snap::scrub::pace::Pace;
-use crate::snap::state::SnapEvent;
 use crate::snap::stream::{StreamRegion, read};
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{Op, Outcome};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
 use crate::spindle::held::Spindle;
 use crate::spindle::impeller::{Lane, replies};
+use crate::spindle::pace::Pace;
 
-mod pace;
 #[cfg(test)]
 mod tests;
 
@@ -93,7 +91,6 @@ impl Drop for Scrubber {
 pub(crate) struct Scrub {
     core: Arc<CacheCore>,
     pace: Pace,
-    begun: Instant,
     /// When each slice is due again, and of which load that is known.
     due: BTreeMap<Key, (u64, Instant)>,
 }
@@ -117,7 +114,7 @@ struct Damage {
 
 impl Scrub {
     pub(crate) fn new(core: Arc<CacheCore>, rate: u64) -> Scrub {
-        Scrub { core, pace: Pace::new(rate), begun: Instant::now(), due: BTreeMap::new() }
+        Scrub { core, pace: Pace::new(Some(rate)), due: BTreeMap::new() }
     }
 
     /// Verifies all slices that are due now, those first that are due the longest. Ends early when it is stopped.
@@ -301,8 +298,8 @@ impl Scrub {
 
     /// Waits until so many bytes may be read.
     fn pay(&mut self, bytes: u64) {
-        let wait = self.pace.take(self.begun.elapsed(), bytes);
-        self.wait(wait);
+        let patience = Patience { stop: Some(self.core.scrub_stop.clone()), ..Patience::default() };
+        let _ = self.pace.wait(bytes, &patience); // Whoever is stopped finds out at the next step.
         self.core.events.meter.scrubbed_bytes.add(bytes);
     }
 
@@ -313,14 +310,13 @@ impl Scrub {
     }
 }
 
-/// Nobody gets the slice any more, neither from memory nor from the disk. Whoever can load it may.
+/// Its files go. Nobody gets the slice any more, and whoever can load it may; unless it is whole in memory, where it stays as
+/// long as the process.
 fn drop_damaged(core: &CacheCore, entry: &Arc<Entry>, manifest: &Manifest, damage: Damage) {
     let Damage { file, block, error } = damage;
-    core.events.meter.verification_failures.one();
     let (key, why) = (|| entry.key.clone(), || reason(&error));
     core.events.tell_trouble(|| Event::Damaged { key: key(), file: file.clone(), block, why: why() });
-    entry.facts().warm_error = Some(Arc::new(error));
-    entry.report(SnapEvent::Damaged { version: manifest.version() });
+    entry.files_damaged(manifest.version(), Arc::new(error));
 }
 
 /// Closing the last descriptor of a file that was unlinked is the disk's work, too.

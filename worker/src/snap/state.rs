@@ -88,6 +88,8 @@ pub(crate) enum SnapEvent {
     WarmFailed { version: Version },
     /// It is not what was written. Found by warming or by a scan.
     Damaged { version: Version },
+    /// Its files are not what was written. What is in memory of it did not come from what is damaged, and is whole.
+    FilesDamaged { version: Version },
     /// Its files are gone.
     Removed { version: Version },
     /// Its files are still there, or some of them.
@@ -222,7 +224,11 @@ pub(crate) struct Decider {
     named: Option<OnDisk>,
     /// What the disk does. Commits and removals of one snap change the same manifest: one at a time.
     job: Option<Job>,
-    failure: Option<Failure>,
+    /// Of a load, or of its plan. A load that fails says nothing about the files that are there: each has its own patience.
+    /// In boxes, since few snaps have failed.
+    load_failure: Option<Box<Failure>>,
+    /// Of a warming.
+    warm_failure: Option<Box<Failure>>,
     /// Who could not be answered yet, first come first.
     waiters: Vec<Waiter>,
     /// The highest number of a load that was begun.
@@ -338,7 +344,8 @@ impl Decider {
             warming: None,
             named: None,
             job: None,
-            failure: None,
+            load_failure: None,
+            warm_failure: None,
             waiters: Vec::new(),
             load_last: 0,
         }
@@ -388,6 +395,7 @@ impl Decider {
             SnapEvent::WarmRefused { version } => self.warm_refused(version, commands),
             SnapEvent::WarmFailed { version } => self.warm_failed(now, version, commands),
             SnapEvent::Damaged { version } => self.damaged(version, commands),
+            SnapEvent::FilesDamaged { version } => self.files_damaged(version, commands),
             SnapEvent::Removed { version } => self.removed(version),
             SnapEvent::RemoveFailed { version } => self.remove_failed(version, commands),
             SnapEvent::Released { version } => self.released(version, commands),
@@ -454,8 +462,7 @@ impl Decider {
 
     /// Whether nothing is known of it but the name, nothing is under way, and nobody waits: it can be forgotten.
     pub(crate) fn is_blank(&self, now: Duration) -> bool {
-        let heals = self.failure.is_some_and(|failure| now < failure.until);
-        self.is_unused() && !self.pinned && !heals
+        self.is_unused() && !self.pinned && self.failure(now).is_none()
     }
 
     /// Whether that version was evicted, and goes when its one lease is dropped.
@@ -476,7 +483,7 @@ impl Decider {
     /// Whether nothing is under way with it and nobody has hold of it or waits for it, so that the cache itself may let
     /// something of it go. A failure has to heal first. What is in memory alone would be lost, so it has to stay.
     pub(crate) fn may_go(&self, now: Duration) -> bool {
-        let is_failed = self.failure.is_some_and(|failure| now < failure.until);
+        let is_failed = self.failure(now).is_some();
         let is_used = self.load.is_some() || self.warming.is_some() || !self.waiters.is_empty();
         let is_lost = self.served().is_some() && !self.is_durable();
         let is_open = self.life == Life::Open;
@@ -510,10 +517,16 @@ impl Decider {
         self.failed(now, |tried| tried == Tried::Planning)
     }
 
-    /// How often in a row it has failed, and until when it is not tried again. Forgotten when it works.
+    /// How often in a row it has failed, and until when it is not tried again. Forgotten when it works. Of files that are
+    /// there their warming counts first.
     pub(crate) fn failure(&self, now: Duration) -> Option<(u32, Duration)> {
-        let failure = self.failure.filter(|failure| now < failure.until)?;
+        let failure = self.failures().find(|failure| now < failure.until)?;
         Some((failure.in_a_row, failure.until))
+    }
+
+    /// Whether it is a warming that is not tried again until then.
+    pub(crate) fn is_warming_failed_until(&self, until: Duration) -> bool {
+        self.warm_failure.as_ref().is_some_and(|failure| failure.until == until)
     }
 
     /// The load in flight.
@@ -666,7 +679,7 @@ impl Decider {
             return;
         }
         let any = self.version().is_some();
-        self.failure = None;
+        (self.load_failure, self.warm_failure) = (None, None);
         self.serve_from_memory(None, commands);
         self.warming = None;
         self.doom(|_| true);
@@ -727,7 +740,7 @@ impl Decider {
             return;
         }
         self.load = None;
-        self.failure = None;
+        (self.load_failure, self.warm_failure) = (None, None);
         let empty = form == Form::Empty;
         let hot = Hot { version, empty, leases: 0, leaving: false, broken: false, saving: Saving::Waiting };
         self.serve_from_memory(Some(hot), commands);
@@ -756,7 +769,7 @@ impl Decider {
         let replaced = self.named.replace(done);
         if self.load.is_some_and(|load| load.version == version) {
             self.load = None;
-            self.failure = None;
+            (self.load_failure, self.warm_failure) = (None, None);
             self.warming = None; // Of what is replaced.
             self.serve_from_memory(None, commands);
         }
@@ -795,7 +808,7 @@ impl Decider {
             commands.push(Command::DropMemory(version));
             return;
         }
-        self.failure = None;
+        self.warm_failure = None;
         let hot =
             Hot { version, empty: false, leases: 0, leaving: false, broken: false, saving: Saving::Done };
         self.serve_from_memory(Some(hot), commands);
@@ -840,6 +853,18 @@ impl Decider {
                 }
                 _ => None,
             });
+        }
+    }
+
+    /// What is in memory is served on, and is all there is of it. Where that has gone meanwhile, nobody gets it any more.
+    fn files_damaged(&mut self, version: Version, commands: &mut Vec<Command>) {
+        let is_whole = |hot: &&mut Hot| hot.version == version && !hot.empty && !hot.broken;
+        let Some(hot) = self.hot.as_mut().filter(is_whole) else { return self.damaged(version, commands) };
+        // Otherwise it was told before, and its files wait for the disk to remove them.
+        if hot.saving == Saving::Done {
+            hot.saving = Saving::Failed;
+            hot.leaving = false;
+            self.doom(|on_disk| on_disk == version);
         }
     }
 
@@ -1009,17 +1034,25 @@ impl Decider {
     }
 
     fn fail(&mut self, now: Duration, what: Tried) {
-        let before = self.failure.filter(|failure| failure.what == what);
+        let slot = match what {
+            Tried::Warming(_) => &mut self.warm_failure,
+            Tried::Planning | Tried::Load(_) => &mut self.load_failure,
+        };
+        let before = slot.as_ref().filter(|failure| failure.what == what);
         let in_a_row = before.map_or(0, |failure| failure.in_a_row).saturating_add(1);
         let doubled = self.limits.heal_min.saturating_mul(1 << (in_a_row - 1).min(20));
         let until = now.saturating_add(doubled.min(self.limits.heal_max));
-        self.failure = Some(Failure { what, in_a_row, until });
+        *slot = Some(Box::new(Failure { what, in_a_row, until }));
     }
 
     /// Until when one of these is not tried again.
     fn failed(&self, now: Duration, is_one: impl Fn(Tried) -> bool) -> Option<Duration> {
-        let failure = self.failure.filter(|failure| now < failure.until && is_one(failure.what));
+        let failure = self.failures().find(|failure| now < failure.until && is_one(failure.what));
         failure.map(|failure| failure.until)
+    }
+
+    fn failures(&self) -> impl Iterator<Item = &Failure> {
+        self.warm_failure.iter().chain(&self.load_failure).map(|failure| &**failure)
     }
 
     fn check(&self) {

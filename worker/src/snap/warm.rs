@@ -239,6 +239,11 @@ impl Attempt {
         )
     }
 
+    /// Hangs up when the last haul has ended.
+    pub(crate) fn hauled(&self) -> &Receiver<Infallible> {
+        &self.hauled
+    }
+
     /// Hands the looks to the spindles' threads. `grant` is memory for [`bytes_in_memory`]; `is_verified` says
     /// that what is in the page cache was verified since it came from the disk.
     pub(crate) fn start(

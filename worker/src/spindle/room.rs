@@ -8,6 +8,8 @@ use crate::budget::ledger::{Reservation, SpindleCounts, SpindleFull, SpindleLedg
 #[derive(Debug)]
 pub(crate) struct SpindleRoom {
     ledger: SpindleLedger,
+    /// What somebody has set while the cache was open: from then on it counts, whatever was settled before.
+    capacity_set: Mutex<Option<u64>>,
     /// What the file system had free when it was last asked, without what it gave us since.
     disk_free: Mutex<u64>,
     /// Files that nobody uses any more and that could not be removed. They still take their space.
@@ -19,14 +21,23 @@ impl SpindleRoom {
     pub(crate) fn new() -> SpindleRoom {
         SpindleRoom {
             ledger: SpindleLedger::new(0, 0),
+            capacity_set: Mutex::new(None),
             disk_free: Mutex::new(0),
             left_behind: Mutex::new(Vec::new()),
         }
     }
 
-    /// Sets how much the spindle may hold, and how much of its file system stays free.
+    /// Settles how much the spindle may hold, unless somebody has set that, and how much of its file system stays free.
     pub(crate) fn limit(&self, capacity: u64, floor: u64) {
-        self.ledger.limit(capacity, floor);
+        let set = lock(&self.capacity_set);
+        self.ledger.limit(set.unwrap_or(capacity), floor);
+    }
+
+    /// Sets how much the spindle may hold.
+    pub(crate) fn set_capacity(&self, capacity: u64) {
+        let mut set = lock(&self.capacity_set);
+        *set = Some(capacity);
+        self.ledger.limit(capacity, self.counts().floor);
     }
 
     /// Takes note of what the file system has free.

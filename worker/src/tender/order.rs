@@ -39,6 +39,11 @@ impl History {
         History { last_ms: now_ms, gap_ms: 0, queries: 0 }
     }
 
+    /// A snap that was asked for in an earlier process, as that has noted it.
+    pub(crate) const fn restored(last_ms: u64, gap_ms: u64, queries: u32) -> History {
+        History { last_ms, gap_ms, queries }
+    }
+
     /// Somebody asks for the snap.
     pub fn query(&mut self, now_ms: u64) {
         let gap = now_ms.saturating_sub(self.last_ms);
@@ -59,6 +64,16 @@ impl History {
     /// How many queries there were.
     pub fn queries(&self) -> u32 {
         self.queries
+    }
+
+    /// When the last query was, if there was one.
+    pub(crate) fn queried_at_ms(&self) -> Option<u64> {
+        (self.queries > 0).then_some(self.last_ms)
+    }
+
+    /// The mean time between queries; 0 before the second one.
+    pub(crate) fn gap_ms(&self) -> u64 {
+        self.gap_ms
     }
 
     /// How long the next query is likely to be away. Never 0.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::policy::{NoRoom, Place, Wanted};
-use super::run::clear;
+use super::run::{Turn, clear};
 use crate::cache::CacheCore;
 use crate::scan::patience::Patience;
 use crate::spindle::placement::{Placement, place, region_bytes, shares};
@@ -16,26 +16,32 @@ const TRIES_MAX: usize = 3;
 /// How long whoever needs the room waits until files are gone. Removing a file takes milliseconds, unless its disk hangs.
 const CLEAR_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Makes room for so many bytes in memory, if there is none and enough may go. Whoever takes the memory afterwards may
-/// still find that somebody else was quicker, and waits or is refused as ever.
-pub(crate) fn make_room_in_memory(core: &Arc<CacheCore>, bytes: u64, patience: &Patience) {
+/// Makes room for so many bytes in memory, if there is none and enough may go. Whoever takes the memory while it has the
+/// turn finds it there; unless somebody was quicker who asks nobody, and then it waits or is refused as ever.
+pub(crate) fn make_room_in_memory<'a>(
+    core: &'a Arc<CacheCore>,
+    bytes: u64,
+    patience: &Patience,
+) -> Option<Turn<'a>> {
     if !core.tender.is_on {
-        return;
+        return None;
     }
     let patience = &shortened(patience);
+    let turn = core.tender.memory_turns.wait(patience);
     for _ in 0..TRIES_MAX {
         let counts = core.budget.counts();
         // Whoever waits already comes first.
         let wanted = counts.residence_waited_for.saturating_add(bytes);
         let free = counts.residence_max.saturating_sub(counts.images + counts.mapped);
         if wanted <= free || patience.check().is_err() {
-            return;
+            break;
         }
         let wanted = Wanted { memory: wanted, spindles: Vec::new() };
         if !matches!(clear(core, &wanted, now_ms(core), patience), Ok(true)) {
-            return;
+            break;
         }
     }
+    turn
 }
 
 /// Places a load's regions. Where no spindle has room for them, flushes what is worth least, if that is enough.
@@ -56,9 +62,16 @@ pub(crate) fn place_with_room(
         core.warmth.reaper.settle();
         placed = place(&core.spindles, first, region_count, expected_bytes);
     }
+    if placed.is_ok() || !core.tender.is_on {
+        return placed;
+    }
+    let turn = core.tender.disk_turns.wait(patience);
+    if turn.is_some() {
+        placed = place(&core.spindles, first, region_count, expected_bytes);
+    }
     for _ in 0..TRIES_MAX {
         let Err(refusals) = &mut placed else { break };
-        if !core.tender.is_on || patience.check().is_err() {
+        if patience.check().is_err() {
             break;
         }
         if !clear_disks(core, first, region_count, expected_bytes, refusals, patience) {

@@ -53,17 +53,29 @@ impl Ttls {
     /// Refuses what is out of range.
     pub(crate) fn check(self, pattern: &KeyPattern) -> Result<Ttls, ConfigError> {
         let fields = [("evict", self.evict_ms), ("flush", self.flush_ms), ("erase", self.erase_ms)];
-        for (name, value) in fields {
-            if value != u64::MAX && !(TTL_MS_MIN..=TTL_MS_MAX).contains(&value) {
-                return Err(ConfigError {
-                    name: format!("{name}_after of view {pattern}"),
-                    value: format!("{value} ms"),
-                    allowed: "1 s to 3650 days".to_owned(),
-                });
-            }
-        }
+        fields.into_iter().try_for_each(|(name, ms)| check_ttl(name, pattern, ms).map(drop))?;
         Ok(self)
     }
+}
+
+/// Refuses what is out of range.
+pub(crate) fn check_ttl(name: &str, pattern: &KeyPattern, ms: u64) -> Result<u64, ConfigError> {
+    if ms == u64::MAX || (TTL_MS_MIN..=TTL_MS_MAX).contains(&ms) {
+        return Ok(ms);
+    }
+    Err(ConfigError {
+        name: format!("{name}_after of view {pattern}"),
+        value: format!("{ms} ms"),
+        allowed: "1 s to 3650 days".to_owned(),
+    })
+}
+
+/// What a view says of how long its slices may be idle; the rest others may say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PartialTtls {
+    pub(crate) evict_ms: Option<u64>,
+    pub(crate) flush_ms: Option<u64>,
+    pub(crate) erase_ms: Option<u64>,
 }
 
 /// All of it at one moment.
@@ -73,11 +85,18 @@ pub(crate) struct Rules {
     pub(crate) disks: MarksPercent,
     /// The first that matches a slice counts.
     ttls: Vec<(KeyPattern, Ttls)>,
+    /// Where none does: of each setting, the first view that matches and has it.
+    views: Vec<(KeyPattern, PartialTtls)>,
 }
 
 impl Rules {
-    pub(crate) fn new(memory: MarksPercent, disks: MarksPercent, ttls: Vec<(KeyPattern, Ttls)>) -> Rules {
-        Rules { memory, disks, ttls }
+    pub(crate) fn new(
+        memory: MarksPercent,
+        disks: MarksPercent,
+        ttls: Vec<(KeyPattern, Ttls)>,
+        views: Vec<(KeyPattern, PartialTtls)>,
+    ) -> Rules {
+        Rules { memory, disks, ttls, views }
     }
 
     /// Says how long some slices may be idle, before all that was said about them so far.
@@ -87,8 +106,16 @@ impl Rules {
     }
 
     pub(crate) fn ttls_of(&self, key: &Key) -> Ttls {
-        let rule = self.ttls.iter().find(|(pattern, _)| pattern.matches(key));
-        rule.map_or_else(Ttls::default, |(_, ttls)| *ttls)
+        if let Some((_, ttls)) = self.ttls.iter().find(|(pattern, _)| pattern.matches(key)) {
+            return *ttls;
+        }
+        let views = || self.views.iter().filter(|(pattern, _)| pattern.matches(key)).map(|(_, ttls)| ttls);
+        let default = Ttls::default();
+        Ttls {
+            evict_ms: views().find_map(|ttls| ttls.evict_ms).unwrap_or(default.evict_ms),
+            flush_ms: views().find_map(|ttls| ttls.flush_ms).unwrap_or(default.flush_ms),
+            erase_ms: views().find_map(|ttls| ttls.erase_ms).unwrap_or(default.erase_ms),
+        }
     }
 }
 
@@ -104,13 +131,31 @@ mod tests {
     fn the_first_rule_that_matches_counts_and_a_new_one_comes_first() {
         let pattern = |text: &str| text.parse::<KeyPattern>().unwrap();
         let first = vec![(pattern("a/b"), ttls(1)), (pattern("a/*"), ttls(2))];
-        let mut rules = Rules::new(MarksPercent::default(), MarksPercent::default(), first);
+        let mut rules = Rules::new(MarksPercent::default(), MarksPercent::default(), first, Vec::new());
         let of = |rules: &Rules, key: &str| rules.ttls_of(&key.parse().unwrap()).evict_ms;
         let all = |rules: &Rules| ["a/b@1#0", "a/c@1#0", "b/b@1#0"].map(|key| of(rules, key));
         assert_eq!(all(&rules), [1, 2, Ttls::default().evict_ms]);
         rules.set_ttls(pattern("a/*"), ttls(3));
         assert_eq!(all(&rules), [3, 3, Ttls::default().evict_ms]);
         assert_eq!(rules.ttls.len(), 2, "it took the place of the one that was there");
+    }
+
+    #[test]
+    fn of_each_time_the_first_view_counts_that_says_it() {
+        let view = |text: &str, evict_ms, flush_ms| {
+            let ttls = PartialTtls { evict_ms, flush_ms, erase_ms: None };
+            (text.parse::<KeyPattern>().unwrap(), ttls)
+        };
+        let views = vec![view("a/b", Some(1), None), view("a/*", Some(2), Some(u64::MAX))];
+        let marks = MarksPercent::default();
+        let mut rules = Rules::new(marks, marks, Vec::new(), views);
+        let of = |rules: &Rules, key: &str| rules.ttls_of(&key.parse().unwrap());
+        let default = Ttls::default();
+        assert_eq!(of(&rules, "a/b@1#0"), Ttls { evict_ms: 1, flush_ms: u64::MAX, ..default });
+        assert_eq!(of(&rules, "a/c@1#0"), Ttls { evict_ms: 2, flush_ms: u64::MAX, ..default });
+        assert_eq!(of(&rules, "b/b@1#0"), default);
+        rules.set_ttls("a/c".parse().unwrap(), Ttls::NEVER);
+        assert_eq!(of(&rules, "a/c@1#0"), Ttls::NEVER, "what is said later comes before all of it");
     }
 
     #[test]

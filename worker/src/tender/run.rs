@@ -8,7 +8,7 @@
 //! What is leased, pinned or busy by the time of the command stays: the snap's decider looks once more, under its lock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -31,6 +31,45 @@ pub(crate) struct Tender {
     /// Wakes the thread. One message is as good as many.
     pokes: Sender<()>,
     inbox: Receiver<()>,
+    pub(super) memory_turns: Turns,
+    pub(super) disk_turns: Turns,
+}
+
+/// Lets one after the other make room, each until it has taken what it needs. So nobody clears for itself what another has
+/// left over.
+pub(super) struct Turns {
+    /// Whoever has the one message has the turn.
+    give: Sender<()>,
+    take: Receiver<()>,
+}
+
+/// The turn to make room.
+pub(crate) struct Turn<'a>(&'a Sender<()>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(()); // There is room for the one that was taken.
+    }
+}
+
+/// Who waits longer for the turn goes without: a disk that hangs may hold up who has it. Then two may clear a little more
+/// than is needed.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+impl Turns {
+    fn new() -> Turns {
+        let (give, take) = bounded(1);
+        give.send(()).expect("there is room for one");
+        Turns { give, take }
+    }
+
+    /// Waits for the turn, but not for long.
+    pub(super) fn wait(&self, patience: &Patience) -> Option<Turn<'_>> {
+        let longest = Instant::now() + TURN_WAIT_MAX;
+        let deadline = Some(patience.deadline.map_or(longest, |deadline| deadline.min(longest)));
+        let patience = Patience { deadline, ..patience.clone() };
+        patience.receive(&self.take).ok().map(|_| Turn(&self.give))
+    }
 }
 
 /// What it has done so far.
@@ -46,7 +85,15 @@ pub(crate) struct Notes {
 impl Tender {
     pub(crate) fn new(is_on: bool, rules: Rules) -> Tender {
         let (pokes, inbox) = bounded(1);
-        Tender { is_on, rules: Mutex::new(rules), notes: Mutex::default(), pokes, inbox }
+        Tender {
+            is_on,
+            rules: Mutex::new(rules),
+            notes: Mutex::default(),
+            pokes,
+            inbox,
+            memory_turns: Turns::new(),
+            disk_turns: Turns::new(),
+        }
     }
 
     /// Changes what it goes by, from the next decision on: that comes at once.

@@ -13,7 +13,9 @@ use crate::scan::patience::Patience;
 use crate::slice::parcel::ParcelBuilder;
 use crate::slice::plan::{Durability, LoadPlan, WritePath};
 use crate::units::MIB;
-use crate::{Cache, CacheBuilder, Event, Events, LoadError, RefusalReason, Residence, SnapState, Want};
+use crate::{
+    Cache, CacheBuilder, Event, Events, IoEngine, LoadError, RefusalReason, Residence, SnapState, Want,
+};
 
 mod budgets;
 mod loads;
@@ -62,12 +64,16 @@ fn ask(cache: &Cache, slice: &str) {
     drop(cache.lease(&key(slice), Want::Latest, None).unwrap());
 }
 
-/// One round, so many milliseconds after the cache was opened, with nothing stalled.
-fn tend_at(cache: &Cache, now_ms: u64) -> TenderSums {
-    tend_under(cache, now_ms, None)
+/// A round with nothing stalled, so many milliseconds after the cache was opened.
+fn tend_at(cache: &Cache, ms: u64) -> TenderSums {
+    tend_under(cache, ms, None)
 }
 
-fn tend_under(cache: &Cache, now_ms: u64, stalled_percent: Option<f32>) -> TenderSums {
+fn tend_under(cache: &Cache, ms: u64, stalled_percent: Option<f32>) -> TenderSums {
+    tend_at_moment(cache, cache.core_for_tests().epoch() + ms, stalled_percent)
+}
+
+fn tend_at_moment(cache: &Cache, now_ms: u64, stalled_percent: Option<f32>) -> TenderSums {
     let core: &Arc<CacheCore> = cache.core_for_tests();
     let patience = Patience::until(Some(Instant::now() + Duration::from_secs(30)));
     tend(core, now_ms, stalled_percent, &patience);
@@ -144,8 +150,35 @@ fn time_runs_anew_for_what_is_loaded_again() {
     let usage = entry.usage();
     assert!(usage.arrived_ms > before, "{usage:?}");
     assert_eq!(usage.history.queries(), 0, "a load is no query");
-    assert_eq!(tend_at(&cache, usage.arrived_ms + 15 * MINUTE - 1), sums(0, 0, 0));
-    assert_eq!(tend_at(&cache, usage.arrived_ms + 15 * MINUTE), sums(1, 0, 0));
+    let tend = |ms: u64| tend_at_moment(&cache, usage.arrived_ms + ms, None);
+    assert_eq!(tend(15 * MINUTE - 1), sums(0, 0, 0));
+    assert_eq!(tend(15 * MINUTE), sums(1, 0, 0));
+}
+
+/// Goal: a restart makes nothing younger. Method: ask, wait until the clock has moved on, open again, and look to the
+/// millisecond when the files go.
+#[test]
+fn time_goes_on_over_a_restart() {
+    for engine in [IoEngine::Threads, IoEngine::Auto] {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = builder(folder.path()).engine(engine).open().unwrap();
+        load(&cache, "a/b@1#0", 1);
+        ask(&cache, "a/b@1#0");
+        let entry = cache.core_for_tests().entry_for_tests(&key("a/b@1#0"));
+        let queried_at_ms = entry.access().queried_at_ms.unwrap();
+        while (entry.now().as_millis() as u64) < queried_at_ms + 20 {
+            std::thread::yield_now();
+        }
+        drop(entry);
+        cache.close(None).unwrap();
+        let cache = builder(folder.path()).engine(engine).open().unwrap();
+        assert_eq!(states(&cache, &["a/b@1#0"]), [SnapState::Warm]);
+        let idle = cache.snap(&key("a/b@1#0")).status().idle.unwrap();
+        assert!(idle >= Duration::from_millis(20), "{idle:?}");
+        let flush = 2 * HOUR + 15 * MINUTE;
+        assert_eq!(tend_at_moment(&cache, queried_at_ms + flush - 1, None), sums(0, 0, 0));
+        assert_eq!(tend_at_moment(&cache, queried_at_ms + flush, None), sums(0, 1, 0));
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use pelton_region_format::Fingerprint;
 
 use super::Relation;
 use crate::snap::metrics::GenerationState;
+use crate::units::span::{self, DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS};
 use crate::units::{Unrounded, parse_size};
 
 /// Of what sort a name's values are.
@@ -69,7 +70,7 @@ impl Kind {
         match self {
             Kind::Size => "a size such as 4096, 64KiB or 1.5GiB",
             Kind::Count => "a number such as 1000",
-            Kind::Span => "a time such as 250ms, 10m or 1h30m (ms, s, m, h, d)",
+            Kind::Span => span::EXPECTED,
             Kind::Moment => "a moment such as 2026-11-21, 2026-11-21T09:30:00Z, or milliseconds since 1970",
             Kind::Ratio => "a number such as 0.5",
             Kind::Truth => "true or false",
@@ -83,7 +84,7 @@ impl Kind {
         match self {
             Kind::Size => parse_size(text).ok().map(Value::Whole),
             Kind::Count => digits(text).map(Value::Whole),
-            Kind::Span => read_span(text).map(Value::Span),
+            Kind::Span => span::read_ms(text).map(Value::Span),
             Kind::Moment => read_moment(text).map(Value::Moment),
             Kind::Ratio => read_ratio(text).map(Value::Ratio),
             Kind::Truth => text.parse().ok().map(Value::Truth),
@@ -103,7 +104,7 @@ impl Kind {
             }
             Value::Whole(count) => write!(f, "{count}"),
             Value::Ratio(ratio) => write!(f, "{ratio}"),
-            Value::Span(span_ms) => write_span(*span_ms, f),
+            Value::Span(span_ms) => span::write_ms(*span_ms, f),
             Value::Moment(at_ms) => write_moment(*at_ms, f),
             Value::Truth(truth) => write!(f, "{truth}"),
             Value::State(state) => {
@@ -126,37 +127,6 @@ fn read_ratio(text: &str) -> Option<f64> {
         && text.ends_with(|c: char| c.is_ascii_digit())
         && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     plain.then(|| text.parse::<f64>().ok()).flatten().filter(|ratio| ratio.is_finite())
-}
-
-const SECOND_MS: u64 = 1000;
-const MINUTE_MS: u64 = 60 * SECOND_MS;
-const HOUR_MS: u64 = 60 * MINUTE_MS;
-const DAY_MS: u64 = 24 * HOUR_MS;
-
-/// Largest first, as they follow each other in `1h30m`.
-const SPANS: [(&str, u64); 5] =
-    [("d", DAY_MS), ("h", HOUR_MS), ("m", MINUTE_MS), ("s", SECOND_MS), ("ms", 1)];
-
-fn read_span(text: &str) -> Option<u64> {
-    let mut rest = text;
-    let mut total = 0u64;
-    let mut smaller = SPANS.as_slice();
-    while !rest.is_empty() || total == 0 && smaller.len() == SPANS.len() {
-        let number_end = rest.find(|c: char| !c.is_ascii_digit())?;
-        let unit_end = rest[number_end..].find(|c: char| c.is_ascii_digit());
-        let unit_end = unit_end.map_or(rest.len(), |end| number_end + end);
-        let unit = smaller.iter().position(|(unit, _)| *unit == &rest[number_end..unit_end])?;
-        total = total.checked_add(digits(&rest[..number_end])?.checked_mul(smaller[unit].1)?)?;
-        smaller = &smaller[unit + 1..];
-        rest = &rest[unit_end..];
-    }
-    Some(total)
-}
-
-fn write_span(span_ms: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let whole = SPANS.into_iter().find(|(_, length)| span_ms > 0 && span_ms.is_multiple_of(*length));
-    let (unit, length) = whole.unwrap_or(("s", SECOND_MS));
-    write!(f, "{}{unit}", span_ms / length)
 }
 
 /// `2026-11-21`, `2026-11-21T09:30:00Z`, `2026-11-21T09:30:00.250Z`, or a number. Times are UTC: a local one

@@ -3,7 +3,7 @@
 use pelton_region_format::{Key, crc32c};
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, ViewTtls};
+use super::Facts;
 
 const MAGIC: [u8; 8] = *b"pelton A";
 /// Which format this crate writes.
@@ -17,15 +17,13 @@ const BODY_BYTES_MAX: usize = 4096;
 
 const KIND_SNAP: u8 = 1;
 const KIND_ERASED: u8 = 2;
-const KIND_VIEW: u8 = 3;
+// Kind 3 said something of views. No release has written it, and readers skip it.
 
 /// What one record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Record {
     Snap(Key, Facts),
     Erased(Key),
-    /// `domain/view`.
-    View(String, Option<ViewTtls>),
 }
 
 /// How the bytes of a log end.
@@ -79,26 +77,27 @@ impl Encoder {
 
     pub(super) fn push(&mut self, record: &Record) {
         let encoded = match record {
-            Record::Snap(key, facts) => postcard::to_stdvec(&SnapBody {
-                key: key.to_string(),
-                pinned: facts.pinned,
-                queried_at_ms: facts.queried_at_ms,
-                leases: facts.leases,
-                evicts: facts.evicts,
-                flushes: facts.flushes,
-                failures: facts.failures,
-                next_load_at_ms: facts.next_load_at_ms,
-            }),
-            Record::Erased(key) => postcard::to_stdvec(&key.to_string()),
-            Record::View(view, ttls) => {
-                let ttls = ttls.map(|ttls| (ttls.evict_ms, ttls.flush_ms, ttls.erase_ms));
-                postcard::to_stdvec(&(view, ttls))
+            Record::Snap(key, facts) => {
+                let body = SnapBody {
+                    key: key.to_string(),
+                    pinned: facts.pinned,
+                    queried_at_ms: facts.queried_at_ms,
+                    leases: facts.leases,
+                    evicts: facts.evicts,
+                    flushes: facts.flushes,
+                    failures: facts.failures,
+                    next_load_at_ms: facts.next_load_at_ms,
+                };
+                match facts.gap_ms {
+                    0 => postcard::to_stdvec(&body),
+                    gap_ms => postcard::to_stdvec(&(body, gap_ms)),
+                }
             }
+            Record::Erased(key) => postcard::to_stdvec(&key.to_string()),
         };
         let kind = match record {
             Record::Snap(..) => KIND_SNAP,
             Record::Erased(_) => KIND_ERASED,
-            Record::View(..) => KIND_VIEW,
         };
         self.push_raw(kind, &encoded.expect("plain values in memory always encode"));
     }
@@ -173,10 +172,16 @@ fn read(kind: u8, body: &[u8]) -> Result<Option<Record>, Nonsense> {
     // What stands behind the fields that are known here a later version has added.
     match kind {
         KIND_SNAP => {
-            let (snap, _): (SnapBody, _) = postcard::take_from_bytes(body).map_err(|_| Nonsense)?;
+            let (snap, rest): (SnapBody, _) = postcard::take_from_bytes(body).map_err(|_| Nonsense)?;
+            // It was added, and is left out where it is not known.
+            let gap_ms = match rest {
+                [] => 0,
+                rest => postcard::take_from_bytes(rest).map_err(|_| Nonsense)?.0,
+            };
             let facts = Facts {
                 pinned: snap.pinned,
                 queried_at_ms: snap.queried_at_ms,
+                gap_ms,
                 leases: snap.leases,
                 evicts: snap.evicts,
                 flushes: snap.flushes,
@@ -188,12 +193,6 @@ fn read(kind: u8, body: &[u8]) -> Result<Option<Record>, Nonsense> {
         KIND_ERASED => {
             let (text, _): (String, _) = postcard::take_from_bytes(body).map_err(|_| Nonsense)?;
             Ok(Some(Record::Erased(key(&text)?)))
-        }
-        KIND_VIEW => {
-            type Body = (String, Option<(u64, u64, u64)>);
-            let ((view, ttls), _): (Body, _) = postcard::take_from_bytes(body).map_err(|_| Nonsense)?;
-            let ttls = ttls.map(|(evict_ms, flush_ms, erase_ms)| ViewTtls { evict_ms, flush_ms, erase_ms });
-            Ok(Some(Record::View(view, ttls)))
         }
         _ => Ok(None),
     }

@@ -32,6 +32,7 @@ enum Step {
     EndRemoval { well: bool },
     Release { which: u8 },
     FindDamage { which: u8 },
+    FindFileDamage,
     Wait { seconds: u8 },
 }
 
@@ -52,6 +53,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         4 => prop::bool::weighted(0.8).prop_map(|well| Step::EndRemoval { well }),
         7 => any::<u8>().prop_map(|which| Step::Release { which }),
         1 => any::<u8>().prop_map(|which| Step::FindDamage { which }),
+        1 => Just(Step::FindFileDamage),
         2 => (0..20u8).prop_map(|seconds| Step::Wait { seconds }),
     ]
 }
@@ -133,6 +135,8 @@ struct World {
     complete: Vec<Version>,
     /// What was flushed or is damaged: never to be leased again.
     condemned: BTreeSet<Version>,
+    /// What is damaged on the disk alone: served from memory, and its files go.
+    rotten: BTreeSet<Version>,
     unsaved: BTreeSet<Version>,
     waiting: BTreeMap<WaiterId, Asked>,
     failures_until: Duration,
@@ -169,6 +173,7 @@ impl World {
             warming: Vec::new(),
             complete: Vec::new(),
             condemned: BTreeSet::new(),
+            rotten: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             waiting: BTreeMap::new(),
             failures_until: Duration::ZERO,
@@ -194,6 +199,11 @@ impl World {
     /// What a lease gets, or what is warmed for it: the newest load, if nothing was said against it.
     fn content(&self) -> Option<Version> {
         self.complete.last().copied().filter(|version| !self.condemned.contains(version))
+    }
+
+    fn is_durable(&self) -> bool {
+        let content = self.content();
+        content.is_some_and(|version| self.manifest == content && !self.rotten.contains(&version))
     }
 
     fn run(&mut self, steps: &[Step]) -> Checked {
@@ -317,6 +327,18 @@ impl World {
                 let Some(version) = pick(found, which) else { return Ok(()) };
                 self.damage(version)?;
             }
+            Step::FindFileDamage => {
+                let Some(version) = self.manifest.filter(|version| self.removing != Some(*version)) else {
+                    return Ok(());
+                };
+                let is_served = self.content() == Some(version) && self.memory.contains_key(&version);
+                if !is_served || self.memory[&version].empty {
+                    return self.damage_by(version, SnapEvent::FilesDamaged { version });
+                }
+                self.rotten.insert(version);
+                self.unsaved.insert(version);
+                self.feed(SnapEvent::FilesDamaged { version })?;
+            }
             Step::Wait { seconds } => self.now += Duration::from_secs(seconds.into()),
         }
         Ok(())
@@ -369,11 +391,15 @@ impl World {
     }
 
     fn damage(&mut self, version: Version) -> Checked {
+        self.damage_by(version, SnapEvent::Damaged { version })
+    }
+
+    fn damage_by(&mut self, version: Version, event: SnapEvent) -> Checked {
         if self.content() == Some(version) {
             self.condemned.extend(self.complete.iter().copied());
         }
         self.condemned.insert(version);
-        self.feed(SnapEvent::Damaged { version })
+        self.feed(event)
     }
 
     fn ask(&mut self, asked: Asked) -> WaiterId {
@@ -439,7 +465,8 @@ impl World {
             Command::RemoveFiles(version) => {
                 self.check_disk_is_free()?;
                 fail_unless!(self.files.contains(&version), "{version:?} has no files");
-                let named = self.manifest == Some(version) && !self.condemned.contains(&version);
+                let doomed = self.condemned.contains(&version) || self.rotten.contains(&version);
+                let named = self.manifest == Some(version) && !doomed;
                 fail_unless!(!named, "{version:?} is removed though its manifest stands");
                 self.removing = Some(version);
             }
@@ -477,7 +504,7 @@ impl World {
     fn check_answer(&mut self, event: SnapEvent, waiter: WaiterId, asked: Asked, answer: Answer) -> Checked {
         let content = self.content();
         let in_memory = content.and_then(|version| self.memory.get(&version).copied());
-        let is_durable = content.is_some() && self.manifest == content;
+        let is_durable = self.is_durable();
         fail_unless!((answer == Answer::Closed) == self.closed || answer == Answer::Late, "{answer:?}");
         match (asked, answer) {
             (_, Answer::Late) => {
@@ -523,7 +550,8 @@ impl World {
                 fail_unless!(matches!(event, SnapEvent::WarmRefused { .. }));
             }
             (Asked::Lease { offer, .. }, Answer::Damaged) => {
-                fail_unless!(matches!(event, SnapEvent::Damaged { .. }), "{event:?}");
+                let is_damage = matches!(event, SnapEvent::Damaged { .. } | SnapEvent::FilesDamaged { .. });
+                fail_unless!(is_damage, "{event:?}");
                 fail_unless!(
                     offer.is_none()
                         || !matches!(asked, Asked::Lease { want, .. }
@@ -587,7 +615,7 @@ impl World {
         if state == SnapState::Failed {
             fail_unless!(self.now < self.failures_until, "a failure that has healed is shown");
         }
-        let durable = content.is_some() && self.manifest == content && !self.gone;
+        let durable = self.is_durable() && !self.gone;
         fail_unless!(self.decider.is_durable() == durable, "durable: {durable}");
         fail_unless!(self.decider.leases() == self.memory.values().map(|memory| memory.leases).sum::<u32>());
         Ok(())
@@ -614,7 +642,8 @@ impl World {
         fail_unless!(self.waiting.is_empty(), "forgotten: {:?}", self.waiting);
         let named: BTreeSet<Version> = self.manifest.into_iter().collect();
         fail_unless!(self.files == named, "files {:?}, manifest {:?}", self.files, self.manifest);
-        let condemned = self.manifest.filter(|version| self.condemned.contains(version));
+        let condemned =
+            self.manifest.filter(|version| self.condemned.contains(version) || self.rotten.contains(version));
         fail_unless!(condemned.is_none(), "{condemned:?} was to be removed");
         for (version, memory) in &self.memory {
             let kept = memory.leases > 0 || self.content() == Some(*version);

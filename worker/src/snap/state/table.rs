@@ -141,7 +141,7 @@ fn explore() -> (BTreeMap<Cause, BTreeMap<Effect, Commands>>, HashSet<Decider>) 
         }
         for (name, event) in events(&decider) {
             for now in [Duration::ZERO, HEALED] {
-                if now > Duration::ZERO && decider.failure.is_none() {
+                if now > Duration::ZERO && decider.failures().next().is_none() {
                     continue;
                 }
                 let mut next = decider.clone();
@@ -175,7 +175,7 @@ fn note(effects: &mut BTreeMap<Effect, Commands>, effect: Effect, commands: BTre
 /// A few of each are enough to see all there is; without bounds there is no end.
 fn within_bounds(decider: &Decider) -> bool {
     let hot_leases = decider.hot.as_ref().map_or(0, |hot| hot.leases);
-    let in_a_row = decider.failure.map_or(0, |failure| failure.in_a_row);
+    let in_a_row = decider.failures().map(|failure| failure.in_a_row).max().unwrap_or(0);
     decider.waiters.len() <= 1 && hot_leases <= 1 && decider.old.len() <= 1 && in_a_row <= 1
 }
 
@@ -260,6 +260,9 @@ fn events(decider: &Decider) -> Vec<(&'static str, SnapEvent)> {
         }
         if hot.leases > 0 && !hot.empty {
             events.push(("damage found", SnapEvent::Damaged { version }));
+        }
+        if hot.saving == Saving::Done && !hot.empty && !hot.broken {
+            events.push(("damage found in the files alone", SnapEvent::FilesDamaged { version }));
         }
         if decider.warming.is_none() && hot.saving == Saving::Done && !hot.empty && !hot.broken {
             events.push(("the rest did not come", SnapEvent::WarmFailed { version }));

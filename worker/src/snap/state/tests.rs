@@ -364,6 +364,47 @@ fn damage_drops_the_slice_and_who_can_load_it_anew_does() {
     assert_eq!(story.on(SnapEvent::Released { version: kept }), [Command::DropMemory(kept)]);
 }
 
+/// A load of another fingerprint that fails says nothing about the files, nor a warming that works about the load.
+#[test]
+fn loads_and_warmings_fail_each_for_itself() {
+    let mut story = Story::warm();
+    let (kept, other) = (version(1, A), version(2, B));
+    story.lease(ONE, Want::Latest, None);
+    story.on(SnapEvent::WarmFailed { version: kept });
+    let failed = story.decider.failed_until(story.now).unwrap();
+    story.lease(TWO, only(B), Some(other));
+    story.on(SnapEvent::LoadFailed { version: other });
+    assert_eq!(story.state(), SnapState::Failed);
+    assert_eq!(story.lease(ONE, Want::Latest, None), [answer(ONE, Answer::Failed { until: failed })]);
+    let again = version(3, B);
+    assert_eq!(story.lease(TWO, only(B), Some(again)), [answer(TWO, Answer::Failed { until: failed })]);
+    // The warming is tried after the load has failed again and waits for longer.
+    story.now = failed;
+    story.lease(TWO, only(B), Some(again));
+    story.on(SnapEvent::LoadFailed { version: again });
+    assert_eq!(story.lease(ONE, Want::Latest, None), [Command::StartWarming(kept)]);
+    story.on(SnapEvent::Warmed { version: kept });
+    let refused = story.lease(TWO, only(B), Some(version(4, B)));
+    assert!(matches!(refused[..], [Command::Answer(TWO, Answer::Failed { until })] if until > failed));
+}
+
+#[test]
+fn what_is_whole_in_memory_outlives_its_files() {
+    let mut story = Story::hot();
+    let kept = version(1, A);
+    assert_eq!(story.on(SnapEvent::FilesDamaged { version: kept }), [Command::RemoveFiles(kept)]);
+    assert_eq!(story.lease(ONE, Want::Latest, None), [answer(ONE, Answer::Lease(kept))]);
+    assert_eq!((story.decider.is_durable(), story.decider.is_unsaved()), (false, true));
+    assert_eq!(story.on(SnapEvent::Evict { waiter: TWO }), [answer(TWO, Answer::NotDurable)]);
+    assert_eq!(story.on(SnapEvent::Removed { version: kept }), []);
+    assert_eq!(story.on(SnapEvent::Released { version: kept }), []);
+    assert_eq!(story.state(), SnapState::Hot);
+    // Of what is in files only nothing is left.
+    let mut story = Story::warm();
+    assert_eq!(story.on(SnapEvent::FilesDamaged { version: kept }), [Command::RemoveFiles(kept)]);
+    assert_eq!(story.lease(ONE, Want::Latest, None), [answer(ONE, Answer::NotThere)]);
+}
+
 /// What is sealed is still saved, what is not is dropped, and everybody who waits is told.
 #[test]
 fn closing_ends_what_is_not_sealed() {

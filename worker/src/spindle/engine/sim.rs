@@ -221,7 +221,7 @@ impl SimDisk {
     }
 
     /// How many with this verb.
-    pub(crate) fn ops_of(&self, verb: &'static str) -> u64 {
+    pub(crate) fn ops_of(&self, verb: &str) -> u64 {
         self.state().verbs.get(verb).copied().unwrap_or(0)
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Barrier;
 
 use super::*;
+use crate::spindle::engine::sim::{Failure, SimDisk, When};
+use crate::spindle::health::HealthLimits;
 
 #[test]
 fn a_load_gets_the_disk_it_needs_and_what_was_worth_least_went() {
@@ -136,4 +138,28 @@ fn loads_that_race_for_the_last_room_do_not_wait_for_each_other() {
         let spindle = &cache.spindles()[0];
         assert!(spindle.used + spindle.reserved <= spindle.capacity, "{spindle:?}");
     }
+}
+
+/// Goal: what one load leaves over of the room that was made for it does for the next. Method: two loads at once on a disk
+/// that is full, each of less than half of the one slice that goes; removing it takes a while.
+#[test]
+fn loads_at_the_same_time_clear_no_more_than_they_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SimDisk::healthy(folder.path().join("spindle-0"), 7).in_real_time();
+    let builder = builder(folder.path()).disk_marks(MarksPercent { low: 100, high: 100 });
+    let cache = builder.open_on(vec![disk.clone()], HealthLimits::default()).unwrap();
+    let slices = ["a/b0@1#0", "a/b1@1#0", "a/b2@1#0"];
+    slices.iter().for_each(|slice| load(&cache, slice, 19));
+    let _ = disk.with_fault(When::Every("unlink"), Failure::Delay(Duration::from_millis(100)));
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        for slice in ["a/c0@1#0", "a/c1@1#0"] {
+            let (cache, barrier) = (&cache, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                load(cache, slice, 8);
+            });
+        }
+    });
+    assert_eq!(cache.tender().sums, sums(0, 1, 0));
 }
