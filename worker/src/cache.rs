@@ -308,7 +308,10 @@ impl Cache {
 
     /// What a selection finds now, in the order of the keys: its slices, or its generations. Waits as [`Self::search`] does.
     pub fn select(&self, selection: &Selection) -> Vec<Selected> {
-        select(&self.core, selection, &Patience::default()).into_iter().map(|(selected, _)| selected).collect()
+        select(&self.core, selection, &Patience::default())
+            .into_iter()
+            .map(|(selected, _)| selected)
+            .collect()
     }
 
     /// Does something to all slices that a selection finds, a few at once, and says for each what came of it, in the
@@ -496,7 +499,9 @@ impl Cache {
     pub fn close_async(self, deadline: Option<Instant>) -> Pending<Result<(), CloseError>> {
         let waits = self.core.waits.clone();
         // With this handle: what the last one does may wait, and must not do so here.
-        waits.start(move |cancel| self.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
+        waits.start(move |cancel| {
+            self.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) })
+        })
     }
 }
 
@@ -510,9 +515,9 @@ fn lease_patiently(
     let entry = core.entry_within(key, patience);
     let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
     // Without a snap's handle on the cache: all who lease something would count on one place.
-    match core.lease_at_once(&entry, options) {
-        Some(lease) => Ok(lease),
-        None => Snap { core: core.clone(), entry }.lease_patiently(options, patience),
+    match core.lease_at_once(entry, options) {
+        Ok(lease) => Ok(lease),
+        Err(entry) => Snap { core: core.clone(), entry }.lease_patiently(options, patience),
     }
 }
 

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::ops::operation::{OperationError, OperationOutcome};
-use crate::snap::recovery::{Recovered, find};
-use crate::spindle::engine::Op;
 use crate::slice::parcel::{Parcel, ParcelBuilder};
 use crate::slice::plan::{Durability, WritePath};
+use crate::snap::recovery::{Recovered, find};
+use crate::spindle::engine::Op;
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
 use crate::spindle::health::HealthLimits;
 use crate::{CommitError, RefusalReason, WriteError};
@@ -401,7 +401,10 @@ fn an_operation_keeps_its_deadline_while_the_start_hangs() {
     let all = Selection::new(KeyPattern::ALL);
     let results = cache.operate(&all, Operation::Evict { keep_cache: false }, &soon);
     assert!(
-        matches!(&results[..], [OperationResult { outcome: OperationOutcome::Failed(OperationError::Late), .. }]),
+        matches!(
+            &results[..],
+            [OperationResult { outcome: OperationOutcome::Failed(OperationError::Late), .. }]
+        ),
         "{results:?}"
     );
     rig.disks[0].let_go();

@@ -84,7 +84,8 @@ impl Verifying<'_> {
         let Some(spindle) = spindle else { return Ok(None) }; // Without regions it may name none.
         let path = spindle.folder.join(MANIFESTS).join(Manifest::file_name(&manifest.key));
         let read = Op::ReadSmall { path: path.clone(), bytes_max: MANIFEST_BYTES_MAX };
-        let bytes = spindle.impellers.run_patiently(Lane::HOUSE, read, self.patience).map_err(disk)?.into_bytes();
+        let bytes =
+            spindle.impellers.run_patiently(Lane::HOUSE, read, self.patience).map_err(disk)?.into_bytes();
         let why = match Manifest::decode(&bytes) {
             Ok(found) if found == *manifest => return Ok(None),
             Ok(_) => "the manifest is another one than was read before".to_owned(),
