@@ -260,6 +260,28 @@ fn closing_cancels_what_loaders_are_at() {
     }
 }
 
+/// Goal: a close keeps its deadline also where it drops the last handle, and its future waits for nothing where it is made.
+#[test]
+fn a_close_of_the_last_handle_waits_for_no_loader_beyond_its_deadline() {
+    for is_async in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let loader = faulty([LoaderFault::HangForEver]);
+        let cache = builder(folder.path(), &loader).open().unwrap();
+        let waiting = cache.lease_async(&key(), Want::Latest, None);
+        assert!(loader.wait_for_hangs(1, later().unwrap()));
+        let begun = Instant::now();
+        let deadline = Some(begun + Duration::from_millis(50));
+        if is_async {
+            drop(cache.close_async(deadline));
+        } else {
+            assert_eq!(cache.close(deadline).unwrap_err().loading, [key()]);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        drop(waiting);
+        loader.let_go();
+    }
+}
+
 #[test]
 fn closing_ends_a_plan_that_somebody_waits_for() {
     let folder = tempfile::tempdir().unwrap();

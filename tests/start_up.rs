@@ -54,6 +54,29 @@ fn sorted(mut blobs: Vec<String>) -> Vec<String> {
     blobs
 }
 
+/// File systems take shorter names than keys may be.
+#[test]
+fn a_slice_with_the_longest_key_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = "n".repeat(128);
+    let key = Key::new(&name, &name, u64::MAX, u32::MAX).unwrap();
+    let cache = open(folder.path(), &[0], 1);
+    let mut plan = LoadPlan::new(Fingerprint::from_bytes([1; 32]));
+    plan.durability = Durability::Wait;
+    let writer = cache.snap(&key).open_for_writes(plan).unwrap();
+    let mut parcel = ParcelBuilder::default();
+    parcel.push(b"blob").unwrap();
+    writer.queue_parcel(parcel.finish()).unwrap();
+    writer.wait_for_writes().unwrap().close_for_writes().unwrap();
+    assert_eq!(cache.spindles()[0].state, HealthState::Ok);
+    cache.close(None).unwrap();
+    let cache = open(folder.path(), &[0], 1);
+    assert_eq!(cache.recovery().kept, 1);
+    assert_eq!(cache.lease(&key, Want::Latest, None).unwrap().region_count(), 1);
+    assert!(cache.snap(&key).flush(None).unwrap());
+    assert_eq!(manifests(folder.path()), [] as [PathBuf; 0]);
+}
+
 /// All files below a folder but the access logs, with what tells whether they were touched.
 fn files(folder: &Path) -> BTreeMap<PathBuf, (u64, i64, u64)> {
     let mut found = BTreeMap::new();

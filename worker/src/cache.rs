@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
@@ -74,7 +74,8 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(60);
 ///
 /// Cloning makes another handle; the cache closes with the last one, snaps and open loads included. Dropping that
 /// one waits up to a minute for slices that are still on their way to the disk, and then the folders can be
-/// opened again at once. [`Cache::close`] waits to a deadline of your choice and says what went wrong.
+/// opened again at once. [`Cache::close`] waits to a deadline of your choice and says what went wrong; after it nothing
+/// waits any longer.
 #[derive(Clone)]
 pub struct Cache {
     /// Dropped before the core: what it waits for has hold of that.
@@ -100,6 +101,10 @@ impl Drop for Handles {
         self.keeper.stop();
         drop(self.scrub.take());
         if let Some(core) = self.core.upgrade() {
+            // Whoever closes says how long that may take, and has stopped all this.
+            if core.is_closed() {
+                return;
+            }
             core.stop_loaders();
         }
         let deadline = Instant::now() + DROP_WAIT_MAX;
@@ -144,8 +149,10 @@ pub(crate) struct CacheCore {
     /// Which loader fills which slice.
     loaders: Registry,
     pub(crate) tender: Tender,
-    /// Set once, by closing; read by whoever opens a load.
-    closed: AtomicBool,
+    /// Set once, by closing; read by whoever opens a load or enters a slice.
+    closed: Arc<AtomicBool>,
+    /// Set by a close that has waited as long as it was to; read by the end of the cache, which waits itself otherwise.
+    waited: AtomicBool,
     pub(crate) events: Arc<EventHub>,
     /// For operations as futures.
     pub(crate) waits: Arc<Waits>,
@@ -297,23 +304,27 @@ impl Cache {
     }
 
     /// All snaps that the pattern matches and that hold something, in the order of their keys. Just after the cache was
-    /// opened it waits until all manifests were read.
+    /// opened it waits until all manifests were read, or the cache is closed.
     pub fn search(&self, pattern: &KeyPattern) -> Vec<SnapStatus> {
         self.core
-            .entries(pattern)
+            .entries(pattern, &Patience::default())
             .iter()
             .map(|entry| status(entry))
             .filter(|status| !matches!(status.state, SnapState::Cold | SnapState::Gone))
             .collect()
     }
 
-    /// What a selection finds now, in the order of the keys: its slices, or its generations.
+    /// What a selection finds now, in the order of the keys: its slices, or its generations. Waits as [`Self::search`] does.
     pub fn select(&self, selection: &Selection) -> Vec<Selected> {
-        select(&self.core, selection).into_iter().map(|(selected, _)| selected).collect()
+        select(&self.core, selection, &Patience::default())
+            .into_iter()
+            .map(|(selected, _)| selected)
+            .collect()
     }
 
     /// Does something to all slices that a selection finds, a few at once, and says for each what came of it, in the
-    /// order of their keys. A disk that hangs holds up only what lies on it, to the deadline.
+    /// order of their keys. A disk that hangs holds up only what lies on it, to the deadline. Just after the cache was opened
+    /// it waits until all manifests were read; slices that are not known by the deadline are not among the results.
     pub fn operate(
         &self,
         selection: &Selection,
@@ -350,13 +361,7 @@ impl Cache {
     /// # Errors
     /// [`LeaseError`].
     pub fn lease_with(&self, key: &Key, options: &LeaseOptions) -> Result<Lease, LeaseError> {
-        let entry = self.core.entry_within(key, &Patience::until(options.deadline));
-        let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
-        // Without a snap's handle on the cache: all who lease something would count on one place.
-        match self.core.lease_at_once(entry, options) {
-            Ok(lease) => Ok(lease),
-            Err(entry) => Snap { core: self.core.clone(), entry }.lease_with(options),
-        }
+        lease_patiently(&self.core, key, options, &Patience::until(options.deadline))
     }
 
     /// [`Self::lease`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
@@ -366,12 +371,16 @@ impl Cache {
         want: Want,
         deadline: Option<Instant>,
     ) -> Pending<Result<Lease, LeaseError>> {
-        self.snap(key).lease_async(want, deadline)
+        self.lease_async_with(key, &LeaseOptions { want, deadline, ..LeaseOptions::default() })
     }
 
     /// [`Self::lease_with`] as a future. Dropping it gives the lease back; what is on its way into memory goes on.
     pub fn lease_async_with(&self, key: &Key, options: &LeaseOptions) -> Pending<Result<Lease, LeaseError>> {
-        self.snap(key).lease_async_with(options)
+        let (core, key, options) = (self.core.clone(), key.clone(), *options);
+        self.core.waits.start(move |cancel| {
+            let patience = Patience { cancel: Some(cancel), ..Patience::until(options.deadline) };
+            lease_patiently(&core, &key, &options, &patience)
+        })
     }
 
     /// Listens to what happens from now on. The cache waits for no listener: one that does not take its events
@@ -385,10 +394,11 @@ impl Cache {
         Buffers::new(self.core.budget.clone())
     }
 
-    /// What was found on the spindles when the cache was opened. Waits until all of it was read.
+    /// What was found on the spindles when the cache was opened. Waits until all of it was read; if the cache is closed
+    /// before, it is nothing.
     pub fn recovery(&self) -> &RecoveryReport {
-        let report = self.core.wait_for_recovery(&Patience::default());
-        report.expect("who waits without end sees it")
+        static NOTHING: LazyLock<RecoveryReport> = LazyLock::new(RecoveryReport::default);
+        self.core.wait_for_recovery(&Patience::default()).unwrap_or(&NOTHING)
     }
 
     /// The spindles: how each is served, how it does, and what it has room for. Asks no disk. Just after the cache was
@@ -498,12 +508,29 @@ impl Cache {
     }
 
     /// [`Self::close`] as a future. Dropping it waits no longer: no more loads are taken, slices on their way get to
-    /// the disk, and the threads of the spindles end with the last handle.
+    /// the disk, and the threads of the spindles end with the last handle, which may be this one, in the background.
     pub fn close_async(self, deadline: Option<Instant>) -> Pending<Result<(), CloseError>> {
-        let core = self.core.clone();
-        self.core
-            .waits
-            .start(move |cancel| core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) }))
+        let waits = self.core.waits.clone();
+        // With this handle: what the last one does may wait, and must not do so here.
+        waits.start(move |cancel| {
+            self.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) })
+        })
+    }
+}
+
+/// Looks the key up, which may wait for a disk while the cache has just been opened, and takes the lease.
+fn lease_patiently(
+    core: &Arc<CacheCore>,
+    key: &Key,
+    options: &LeaseOptions,
+    patience: &Patience,
+) -> Result<Lease, LeaseError> {
+    let entry = core.entry_within(key, patience);
+    let entry = entry.ok_or_else(|| LeaseError::Deadline { key: key.clone() })?;
+    // Without a snap's handle on the cache: all who lease something would count on one place.
+    match core.lease_at_once(entry, options) {
+        Ok(lease) => Ok(lease),
+        Err(entry) => Snap { core: core.clone(), entry }.lease_patiently(options, patience),
     }
 }
 
@@ -590,7 +617,7 @@ impl Snap {
 
     /// What it is and holds now.
     pub fn status(&self) -> SnapStatus {
-        status(&self.entry)
+        status(&self.current().entry)
     }
 
     /// Opens the slice for writing: for one load, by any number of producers. What is there stays, and is
@@ -618,7 +645,10 @@ impl Snap {
         let key = || self.entry.key.clone();
         // Its number must be above all that are on the disks, and its room beside all that is there.
         if self.core.wait_for_recovery(patience).is_none() {
-            return Err(LoadError::Starting { key: key() });
+            return Err(match self.core.is_closed() {
+                true => LoadError::Closed { key: key() },
+                false => LoadError::Starting { key: key() },
+            });
         }
         plan.check(self.core.regions_default).map_err(|error| match error {
             NotASlice::RegionCount { found } => LoadError::Regions { key: key(), regions: found },
@@ -754,7 +784,7 @@ impl Snap {
         let options = &options;
         loop {
             if let Some(manifest) = self.manifest_to_stream(options) {
-                match open_stream(&self.core, &manifest, options.deadline) {
+                match open_stream(&self.core, &manifest, patience) {
                     Ok(slice) => {
                         let held = Held::new(self.entry.clone(), slice.fingerprint, None);
                         let lease = Lease::streamed(slice, held);
@@ -793,7 +823,7 @@ impl Snap {
                     // What was waited for was verified on its way.
                     if !has_waited {
                         if self.core.verify == Verify::Always {
-                            self.verify_again(&hot, options.deadline)?;
+                            self.verify_again(&hot, patience)?;
                         }
                         self.core.events.tell(|| Event::HotLeased { key: self.entry.key.clone() });
                     }
@@ -893,8 +923,8 @@ impl Snap {
     }
 
     /// Compares what is in memory with its checksums. What is damaged is dropped.
-    fn verify_again(&self, hot: &Arc<HotSlice>, deadline: Option<Instant>) -> Result<(), LeaseError> {
-        verify_slice(hot, self.core.scan_threads.count(), deadline).map_err(|source| {
+    fn verify_again(&self, hot: &Arc<HotSlice>, patience: &Patience) -> Result<(), LeaseError> {
+        verify_slice(hot, self.core.scan_threads.count(), patience).map_err(|source| {
             if source.is_damage() {
                 self.entry.warming_failed(hot.version(), source.clone());
             }
@@ -919,7 +949,7 @@ impl Snap {
 
     /// Evicts, with or without the page cache, and says what came of it.
     pub(crate) fn evict_and_say(&self, keeps_cache: bool) -> Answer {
-        let (answer, hot) = self.entry.evict(keeps_cache, None, |_| true);
+        let (answer, hot) = self.current().entry.evict(keeps_cache, None, |_| true);
         if let Some(hot) = hot.filter(|_| !keeps_cache) {
             self.let_go(hot); // Nobody waits for the unmapping otherwise.
         }
@@ -944,7 +974,7 @@ impl Snap {
     }
 
     pub(crate) fn flush_patiently(&self, patience: &Patience) -> Result<bool, FlushError> {
-        self.flush_if(patience, None, |_| true)
+        self.current().flush_if(patience, None, |_| true)
     }
 
     /// Flushes if the decider is as it is wished to be, and tells why.
@@ -955,7 +985,14 @@ impl Snap {
         condition: impl FnOnce(&Decider) -> bool,
     ) -> Result<bool, FlushError> {
         let key = || self.entry.key.clone();
-        self.entry.facts().flush_reason = why;
+        let condition = |snap: &Decider| {
+            let is_so = condition(snap);
+            // Before its files go. The facts' lock is never held while the decider's is waited for.
+            if is_so {
+                self.entry.facts().flush_reason = why;
+            }
+            is_so
+        };
         let served = self.entry.desk.served();
         // Where files go, whoever removes them tells.
         let has_no_files = self.entry.desk.look(|snap| snap.is_unsaved() && snap.on_disk().is_none());
@@ -983,7 +1020,7 @@ impl Snap {
 
     /// Forgets the slice, if it is cold or has failed. Says whether it did: what is used stays.
     pub fn erase(&self) -> bool {
-        self.erase_if(None, |_| true)
+        self.current().erase_if(None, |_| true)
     }
 
     /// Erases if the decider is as it is wished to be, and tells why.
@@ -1002,17 +1039,28 @@ impl Snap {
     /// Keeps the slice from being evicted, flushed or erased, until it is unpinned. A load replaces it all the same. The
     /// next start knows of it, unless this process is killed at once.
     pub fn pin(&self) {
-        self.entry.report(SnapEvent::Pin);
+        match self.current() {
+            // The pin is for what comes.
+            snap if snap.entry.is_gone() => return snap.anew().pin(),
+            snap => snap.entry.report(SnapEvent::Pin),
+        }
         self.core.access.poke();
     }
 
     /// Lets it be evicted, flushed and erased again.
     pub fn unpin(&self) {
-        self.entry.report(SnapEvent::Unpin);
+        self.current().entry.report(SnapEvent::Unpin);
         self.core.access.poke();
     }
 
-    /// The snap that stands for the key now: this one was erased.
+    /// The snap that stands for the key now: this one, unless it was erased and somebody has asked for the key since.
+    fn current(&self) -> Snap {
+        let other = || self.core.table.read().find(&self.entry.key).cloned();
+        let other = self.entry.is_gone().then(other).flatten();
+        Snap { core: self.core.clone(), entry: other.unwrap_or_else(|| self.entry.clone()) }
+    }
+
+    /// The snap that stands for the key from now on: this one was erased.
     fn anew(&self) -> Snap {
         self.core.table.write().forget(&self.entry);
         Snap { core: self.core.clone(), entry: self.core.entry(&self.entry.key) }
@@ -1133,7 +1181,8 @@ impl CacheCore {
             runner,
             loaders,
             tender,
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
+            waited: AtomicBool::new(false),
             events,
             waits: Arc::default(),
             recovering: Arc::default(),
@@ -1154,6 +1203,7 @@ impl CacheCore {
             runner: self.runner.clone(),
             events: self.events.clone(),
             next_load: self.next_load.clone(),
+            closed: self.closed.clone(),
             access: self.access.clone(),
         }
     }
@@ -1217,6 +1267,7 @@ impl CacheCore {
             let (failed, abandoned, pins) = (Vec::new(), Vec::new(), Vec::new());
             return Err(CloseError { loading, unfinished, failed, abandoned, pins });
         }
+        self.waited.store(true, Ordering::Relaxed);
         let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + FOR_EVER);
         self.access.note(&self.entries_now());
         let mut abandoned = close_spindles(&self.spindles, &self.access, deadline);
@@ -1289,8 +1340,9 @@ impl CacheCore {
         let is_known = self.recovering.is_over()
             || self.table.read().find(key).is_some()
             || self.recovering.look_up(&self.target(), key, patience);
-        if !is_known {
-            self.recovering.wait(patience)?;
+        // After a close nobody finds it out any more. Nor does it matter: what is asked for is closed.
+        if !is_known && self.recovering.wait(patience).is_none() && !self.is_closed() {
+            return None;
         }
         let new = || {
             let access = self.access.facts(key, None);
@@ -1309,9 +1361,10 @@ impl CacheCore {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// What there is of the keys that match, in their order, once all manifests were read.
-    pub(crate) fn entries(&self, pattern: &KeyPattern) -> Vec<Arc<Entry>> {
-        self.wait_for_recovery(&Patience::default());
+    /// What there is of the keys that match, in their order, once all manifests were read; at the end of its patience what
+    /// is known of them by then.
+    pub(crate) fn entries(&self, pattern: &KeyPattern, patience: &Patience) -> Vec<Arc<Entry>> {
+        self.wait_for_recovery(patience);
         self.table.read().entries().filter(|entry| pattern.matches(&entry.key)).cloned().collect()
     }
 }
@@ -1319,8 +1372,8 @@ impl CacheCore {
 impl Drop for CacheCore {
     fn drop(&mut self) {
         self.recovering.stop();
-        // After a close somebody has waited already, as long as they wished.
-        if !*self.closed.get_mut() {
+        // After a close somebody has waited already, as long as they wished; unless it was dropped.
+        if !*self.waited.get_mut() {
             self.runner.commits.wait(&Patience::until(Some(Instant::now() + DROP_WAIT_MAX)));
             self.keep_access_logs(Instant::now() + SAVE_WAIT_MAX);
         }

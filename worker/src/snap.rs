@@ -6,6 +6,7 @@ pub(crate) mod desk;
 pub(crate) mod entry;
 pub(crate) mod holders;
 pub(crate) mod hot;
+pub(crate) mod leftovers;
 pub(crate) mod manifest;
 #[expect(unreachable_pub, reason = "of what is folded only the summary is public")]
 pub(crate) mod metrics;

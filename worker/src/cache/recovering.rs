@@ -20,12 +20,14 @@ use pelton_region_format::Key;
 
 use crate::cache::table::SharedTable;
 use crate::events::EventHub;
+use crate::scan::cancel::CancelToken;
 use crate::scan::patience::Patience;
 use crate::snap::access::logs::AccessLogs;
 use crate::snap::entry::Entry;
 use crate::snap::manifest::Manifest;
-use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, recover};
+use crate::snap::recovery::{Listed, Recovered, RecoveryReport, find, leave_behind, recover};
 use crate::snap::runner::Runner;
+use crate::snap::state::SnapEvent;
 use crate::spindle::held::Spindle;
 
 /// How long the end of a cache waits for the reading, which has stopped unless a disk hangs.
@@ -41,8 +43,8 @@ pub(crate) struct Recovering {
     report: OnceLock<RecoveryReport>,
     asked: Mutex<Asked>,
     changed: Condvar,
-    /// Set by the cache's end; read between two batches.
-    stop: AtomicBool,
+    /// Cancelled by the cache's end: then nobody waits for the reading any more, nor does that for a disk.
+    stop: CancelToken,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -113,15 +115,25 @@ pub(crate) struct Target {
     pub(crate) runner: Arc<Runner>,
     pub(crate) events: Arc<EventHub>,
     pub(crate) next_load: Arc<AtomicU64>,
+    /// Whether the cache was closed.
+    pub(crate) closed: Arc<AtomicBool>,
     pub(crate) access: Arc<AccessLogs>,
 }
 
 impl Target {
     /// The entry of a slice that was found.
-    fn entry(&self, manifest: Manifest) -> Arc<Entry> {
-        let key = manifest.key.clone();
-        let access = self.access.facts(&key, Some(&manifest));
-        Arc::new(Entry::new(key, Some(manifest), access, self.runner.clone()))
+    pub(super) fn entry(&self, manifest: Manifest) -> Arc<Entry> {
+        self.entry_of(manifest.key.clone(), Some(manifest))
+    }
+
+    /// The entry of a key. To be made under the table's lock: closing looks at all that is entered after it has said so.
+    fn entry_of(&self, key: Key, manifest: Option<Manifest>) -> Arc<Entry> {
+        let access = self.access.facts(&key, manifest.as_ref());
+        let entry = Arc::new(Entry::new(key, manifest, access, self.runner.clone()));
+        if self.closed.load(Ordering::Relaxed) {
+            entry.report(SnapEvent::Close);
+        }
+        entry
     }
 }
 
@@ -136,6 +148,7 @@ impl Recovering {
     ) {
         let recovering = self.clone();
         let read = move || {
+            let _end = End(recovering.clone());
             let urgent = &target.runner.urgent;
             let recovered =
                 recover(&target.spindles, listed, threads, &recovering.stop, &|| urgent.let_go_first());
@@ -163,13 +176,14 @@ impl Recovering {
         self.report.get().is_some()
     }
 
-    /// Waits until they are. Nothing at the end of its patience.
+    /// Waits until they are. Nothing at the end of its patience, or of the cache.
     pub(crate) fn wait(self: &Arc<Self>, patience: &Patience) -> Option<&RecoveryReport> {
         if self.report.get().is_none() {
-            let _watches = patience.watch(&Waker::from(self.clone()));
+            let waker = Waker::from(self.clone());
+            let _watches = (patience.watch(&waker), self.stop.watch(&waker));
             let mut asked = lock(&self.asked);
             while self.report.get().is_none() {
-                patience.check().ok()?;
+                patience.check().ok().filter(|()| !self.stop.is_cancelled())?;
                 asked = self.wait_for_change(asked, patience);
             }
         }
@@ -177,8 +191,11 @@ impl Recovering {
     }
 
     /// Sees to it that what is on the disks of a key is entered before the reading comes to it, and says whether it is. It
-    /// is not at the end of its patience, and where a disk refuses: then the reading may enter it, or the next one who asks.
+    /// is not at the end of its patience, or of the cache, and where a disk refuses: then the reading may enter it, or the next
+    /// one who asks.
     pub(crate) fn look_up(self: &Arc<Self>, target: &Target, key: &Key, patience: &Patience) -> bool {
+        debug_assert!(patience.stop.is_none(), "nobody who looks a key up has a stop of its own");
+        let patience = &Patience { stop: Some(self.stop.clone()), ..patience.clone() };
         let _watches = patience.watch(&Waker::from(self.clone()));
         let mut asked = lock(&self.asked);
         loop {
@@ -192,14 +209,15 @@ impl Recovering {
         drop(asked);
         let (reading, read) = bounded(0);
         target.runner.urgent.begin(read);
-        let found = find(&target.spindles, key, patience.deadline);
+        let found = find(&target.spindles, key, patience);
         drop(reading);
         let mut asked = lock(&self.asked);
         let is_known = match found {
             Some(found) => {
                 if asked.found(key)
-                    && let Some(manifest) = found
+                    && let Some(manifest) = found.slice
                 {
+                    found.replaced.iter().for_each(|home| target.runner.leftovers.add(key, *home));
                     target.table.entry(key, || target.entry(manifest));
                 }
                 true
@@ -212,11 +230,18 @@ impl Recovering {
     }
 
     /// Enters what nobody has asked for.
-    fn enter(&self, target: &Target, recovered: Option<Recovered>) -> RecoveryReport {
+    pub(super) fn enter(&self, target: &Target, recovered: Option<Recovered>) -> RecoveryReport {
         let Some(recovered) = recovered else { return RecoveryReport::default() };
         target.next_load.fetch_max(recovered.next_load, Ordering::Relaxed);
         target.events.found(recovered.report.kept);
         let mut asked = lock(&self.asked);
+        for (key, home) in &recovered.leftovers {
+            target.runner.leftovers.add(key, *home);
+        }
+        // Who has asked for one of them could read it after all, and counts its files.
+        for manifest in recovered.waiting.iter().filter(|manifest| asked.enters(&manifest.key)) {
+            leave_behind(&target.spindles, manifest);
+        }
         let mut table = target.table.write();
         for (key, manifest) in recovered.slices {
             if asked.enters(&key) {
@@ -226,8 +251,7 @@ impl Recovering {
         // A pin holds also for what is to be loaded yet.
         for key in target.access.pinned() {
             if table.find(&key).is_none() {
-                let access = target.access.facts(&key, None);
-                table.enter(Arc::new(Entry::new(key, None, access, target.runner.clone())));
+                table.enter(target.entry_of(key, None));
             }
         }
         asked.end();
@@ -239,14 +263,14 @@ impl Recovering {
 
     fn end(&self, report: RecoveryReport) {
         let asked = lock(&self.asked);
-        let _ = self.report.set(report);
+        let _ = self.report.set(report); // The first one counts.
         drop(asked);
         self.changed.notify_all();
     }
 
     /// Ends the reading soon, and waits for that a while. Names the thread that it had to leave behind.
     pub(crate) fn stop(&self) -> Option<String> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.cancel();
         let thread = lock(&self.thread).take()?;
         let deadline = Instant::now() + STOP_WAIT_MAX;
         let mut asked = lock(&self.asked);
@@ -275,6 +299,16 @@ impl Recovering {
                 self.changed.wait_timeout(asked, left).unwrap_or_else(PoisonError::into_inner).0
             }
         }
+    }
+}
+
+/// The end of the reading, also if it panics: then nobody waits for what it will never tell. What it had not entered, the next
+/// start finds.
+struct End(Arc<Recovering>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end(RecoveryReport::default()); // Nothing, if it has told.
     }
 }
 

@@ -11,8 +11,11 @@ use pelton_region_format::Fingerprint;
 use rustix::io::Errno;
 
 use super::*;
+use crate::ops::operation::{OperationError, OperationOutcome};
 use crate::slice::parcel::{Parcel, ParcelBuilder};
 use crate::slice::plan::{Durability, WritePath};
+use crate::snap::recovery::{Recovered, find};
+use crate::spindle::engine::Op;
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
 use crate::spindle::health::HealthLimits;
 use crate::{CommitError, RefusalReason, WriteError};
@@ -183,6 +186,133 @@ fn what_is_flushed_while_it_is_read_does_not_come_back() {
     assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
 }
 
+/// The number of the spindle that the slice's manifest lies on.
+fn home(cache: &Cache) -> usize {
+    let manifest = cache.snap(&key()).entry.manifest().unwrap();
+    cache.core.spindles.iter().position(|spindle| spindle.uuid == manifest.spindles[0]).unwrap()
+}
+
+/// Two manifests of one slice: the newer on the second disk, and on the first one what it has replaced, which that disk did not
+/// let go.
+fn two_generations() -> (Rig, Cache) {
+    let rig = Rig::new(2);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    let one_region = || LoadPlan { regions: Some(1), ..plan(WritePath::Direct) };
+    load(&cache, one_region()).unwrap();
+    if home(&cache) == 1 {
+        load(&cache, one_region()).unwrap();
+    }
+    let _ = rig.disks[0].clone().with_fault(When::Every("unlink"), Failure::Error(Errno::IO));
+    load(&cache, LoadPlan { fingerprint: Fingerprint::from_bytes([2; 32]), ..one_region() }).unwrap();
+    assert_eq!(home(&cache), 1);
+    (rig, cache)
+}
+
+#[test]
+fn what_could_not_be_removed_does_not_come_back_after_a_flush() {
+    let (rig, cache) = two_generations();
+    let refused = cache.snap(&key()).flush(None);
+    assert!(matches!(refused, Err(FlushError::Disk { .. })), "{refused:?}");
+    drop(cache);
+    // What was left by a flush that was refused is the newer one.
+    let cache = rig.open(HealthLimits::default());
+    assert_eq!((cache.recovery().kept, cache.recovery().dropped.len()), (1, 1));
+    let newer = Some(Fingerprint::from_bytes([2; 32]));
+    assert_eq!(cache.snap(&key()).status().fingerprint, newer);
+    drop(cache);
+
+    // The start's own removal was refused, too. Once the disk is well again a flush takes both.
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    rig.disks[0].heal();
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    drop(cache);
+    assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+#[test]
+fn what_could_not_be_removed_goes_with_what_has_replaced_it() {
+    let (rig, cache) = two_generations();
+    rig.disks[0].heal();
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    drop(cache);
+    let cache = rig.open(HealthLimits::default());
+    assert_eq!((cache.recovery().kept, cache.spindles()[0].used), (0, 0));
+}
+
+/// Goal: what has replaced an older load hides it, also when it is worth nothing itself. Method: the newer load's region is gone,
+/// and the older load's manifest can't be removed by the start that sees it.
+#[test]
+fn a_start_that_can_not_remove_an_older_load_leaves_what_hides_it() {
+    let (rig, cache) = two_generations();
+    let manifest = cache.snap(&key()).entry.manifest().unwrap();
+    let path = cache.core.spindles[1].folder.join(&manifest.regions[0].path);
+    cache.core.spindles[1].impellers.run(Op::Unlink { path }, None).unwrap();
+    drop((cache, manifest));
+    for _ in 0..2 {
+        let cache = rig.open(HealthLimits::default());
+        assert_eq!((cache.recovery().kept, cache.recovery().dropped.len()), (0, 2));
+    }
+    rig.disks[0].heal();
+    assert_eq!(rig.open(HealthLimits::default()).recovery().dropped.len(), 2);
+    let report = rig.open(HealthLimits::default()).recovery().clone();
+    assert_eq!((report.kept, report.dropped.len()), (0, 0), "{report:?}");
+}
+
+/// Goal: a flush while the disks are read takes what the slice has replaced, too. Method: the reading has seen the older
+/// manifest and hangs before the newer one; the slice is flushed.
+#[test]
+fn what_is_flushed_while_it_is_read_takes_older_loads_with_it() {
+    let (rig, cache) = two_generations();
+    rig.disks[0].heal();
+    drop(cache);
+    let [older, newer] = [0, 1].map(|number: usize| rig.disks[number].ops_of("look into"));
+    let _ = rig.disks[1].clone().with_fault(When::Nth("look into", newer), Failure::Hang);
+    let cache = rig.open(HealthLimits::default());
+    // Its manifest, and its region.
+    while rig.disks[0].ops_of("look into") < older + 2 || rig.disks[1].ops_of("look into") == newer {
+        std::thread::yield_now();
+    }
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    rig.disks[1].let_go();
+    cache.recovery();
+    assert_eq!(cache.search(&KeyPattern::ALL), []);
+    drop(cache);
+    assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+/// Goal: space is counted once. Method: what the reading could not serve, of a key that somebody could look up meanwhile, and
+/// of one that nobody has asked for.
+#[test]
+fn what_was_looked_up_although_the_reading_could_not_serve_it_is_counted_once() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let used = || cache.core.spindles[0].room.counts().used;
+    let once = used();
+    for is_asked in [true, false] {
+        let (target, patience) = (cache.core.target(), Patience::default());
+        let waiting = find(&target.spindles, &key(), &patience).unwrap().slice.unwrap();
+        assert_eq!(used(), 2 * once);
+        let recovering = Arc::new(Recovering::default());
+        assert!(!is_asked || recovering.look_up(&target, &key(), &patience));
+        recovering.enter(&target, Some(Recovered { waiting: vec![waiting], ..Recovered::default() }));
+        assert_eq!(used(), if is_asked { once } else { 2 * once });
+    }
+}
+
+#[test]
+fn a_start_that_panics_keeps_nobody_waiting() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    let recovering = Arc::new(Recovering::default());
+    recovering.start(cache.core.target(), Listed::default(), 1, || panic!("a bug, as told"));
+    let report = recovering.wait(&Patience::until(Some(Instant::now() + Duration::from_secs(30))));
+    assert_eq!(report, Some(&RecoveryReport::default()));
+}
+
 /// Goal: the files of a slice go only when the end of its manifest is on the disk, whoever removes them. Method: a flush in
 /// the middle of a start can't sync that; the start finds its files unnamed; then the power goes.
 #[test]
@@ -205,14 +335,78 @@ fn a_start_removes_no_files_whose_manifest_may_come_back() {
     }
 }
 
+/// Goal: whatever waits for the start ends with the cache: the tender's round, a lease and a list without a deadline.
 #[test]
 fn a_cache_whose_disk_hangs_at_the_start_can_be_closed() {
+    for closes in [true, false] {
+        let (rig, cache) = opened_and_stuck(0);
+        cache.core.tender.poke();
+        while Arc::strong_count(&cache.core) < 2 {
+            std::thread::yield_now(); // Until the tender is at it.
+        }
+        let begun = Instant::now();
+        if closes {
+            let closed = cache.close(Some(Instant::now() + Duration::from_millis(50)));
+            let left = closed.unwrap_err().abandoned;
+            assert_eq!(left.len(), 2, "the reading, and what does it on the disk: {left:?}");
+        } else {
+            drop(cache);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        rig.disks[0].let_go();
+    }
+}
+
+/// Goal: after a close nothing is served, also of what nobody knew yet. Method: a start that hangs until the cache is
+/// closed, for a key that nobody asked for, one that somebody did, and one that the reading finds.
+#[test]
+fn what_a_start_comes_to_after_the_close_is_closed() {
     let (rig, cache) = opened_and_stuck(0);
-    let begun = Instant::now();
-    let closed = cache.close(Some(Instant::now() + Duration::from_millis(50)));
-    let left = closed.unwrap_err().abandoned;
-    assert_eq!(left.len(), 2, "the reading, and what does it on the disk: {left:?}");
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let other = cache.clone();
+    let pending = other.snap(&"test/sim@9#0".parse().unwrap());
+    let waiting = std::thread::spawn({
+        let other = other.clone();
+        move || other.search(&KeyPattern::ALL).len()
+    });
+    cache.close(Some(Instant::now() + Duration::from_millis(50))).unwrap_err();
+    assert_eq!(waiting.join().unwrap(), 0);
+    assert_eq!(*other.recovery(), RecoveryReport::default());
+    assert!(matches!(pending.lease(Want::Latest, None), Err(LeaseError::Closed { .. })));
+    assert!(matches!(scan(&other), Err(LeaseError::Closed { .. })));
+    let opened = other.snap(&key()).open_for_writes(plan(WritePath::Direct)).map(drop);
+    assert!(matches!(opened, Err(LoadError::Closed { .. })), "{opened:?}");
+    rig.disks[0].let_go();
+}
+
+/// The same for what is found before the close, and entered after it.
+#[test]
+fn what_is_entered_after_the_close_is_closed() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    cache.recovery();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let manifest = Manifest::clone(&cache.snap(&key()).entry.manifest().unwrap());
+    let other = cache.clone();
+    let evict = || other.core.target().entry(manifest.clone()).evict(false, None, |_| true).0;
+    assert_eq!(evict(), Answer::Nothing);
+    cache.close(None).unwrap();
+    assert_eq!(evict(), Answer::Closed);
+}
+
+#[test]
+fn an_operation_keeps_its_deadline_while_the_start_hangs() {
+    let (rig, cache) = opened_and_stuck(0);
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+    let soon = OperationOptions { deadline: Some(Instant::now()), ..OperationOptions::default() };
+    let all = Selection::new(KeyPattern::ALL);
+    let results = cache.operate(&all, Operation::Evict { keep_cache: false }, &soon);
+    assert!(
+        matches!(
+            &results[..],
+            [OperationResult { outcome: OperationOutcome::Failed(OperationError::Late), .. }]
+        ),
+        "{results:?}"
+    );
     rig.disks[0].let_go();
 }
 
@@ -513,6 +707,46 @@ fn a_closed_cache_takes_no_loads_and_leases_go_on() {
         Ok(())
     };
     assert_eq!(lease.scan(held, |a, b| a + b).unwrap(), BLOBS, "what is leased stays");
+}
+
+/// Goal: what was verified need not be verified again, however soon it comes back. Method: look at the note when the evict is
+/// decided, and after one that was refused.
+#[test]
+fn what_stays_verified_is_noted_before_it_leaves_memory() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+    let entry = cache.snap(&key()).entry;
+    let load = entry.manifest().unwrap().load_number;
+    for (goes, expected) in [(false, Answer::Busy), (true, Answer::Evicted)] {
+        let noted = |_: &Decider| {
+            assert_eq!(entry.facts().verified_load, Some(load));
+            goes
+        };
+        assert_eq!(entry.evict(true, None, noted).0, expected);
+        assert_eq!(entry.facts().verified_load, goes.then_some(load));
+    }
+}
+
+#[test]
+fn a_snap_that_was_erased_stands_for_its_key_all_the_same() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    let old = cache.snap(&key());
+    assert!(old.erase());
+    assert_eq!(old.status().state, SnapState::Gone);
+    load(&cache, plan(WritePath::Image)).unwrap();
+    assert_eq!(old.status().state, SnapState::Hot);
+    old.pin();
+    assert!(matches!(cache.snap(&key()).flush(None), Err(FlushError::Pinned { .. })));
+    old.unpin();
+    assert!(old.evict());
+    assert!(old.flush(None).unwrap());
+    assert!(old.erase());
+    assert_eq!(old.status().state, SnapState::Gone);
+    old.pin();
+    assert!(cache.snap(&key()).status().pinned, "the pin is for what comes");
 }
 
 /// Goal: asking for keys costs no memory for ever. Method: many keys of which nothing is known, a few that matter.

@@ -90,6 +90,8 @@ fn ask(
     line: Sender<Infallible>,
 ) {
     let under_way = core.runner.loads.begin(entry.key.clone());
+    // Hangs up only when the answer is there, also if there is no thread.
+    let _line = line.clone();
     let (of_thread, shared) = (entry.clone(), planning.clone());
     let run = move || {
         let patience = Patience { stop: Some(shared.cancel.clone()), ..Patience::default() };
@@ -108,7 +110,6 @@ fn ask(
     };
     let spawned = thread::Builder::new().name("pelton-plan".to_owned()).spawn(run);
     if let Err(error) = spawned {
-        // The line went with the thread that was not.
         end(entry, &planning, Err(PlanError::Failed(format!("the system gave no thread: {error}"))));
     }
 }

@@ -20,6 +20,7 @@ use crate::snap::warm::{WarmError, bytes_in_memory};
 use crate::spindle::engine::{DiskError, Op};
 use crate::spindle::file::FileMode;
 use crate::spindle::identity::SpindleUuid;
+use crate::spindle::impeller::Lane;
 use crate::spindle::pace::Pace;
 
 /// How long a warming waits until it can be leased: for memory that somebody took meanwhile, or for a sick disk.
@@ -34,7 +35,7 @@ pub(crate) fn operate(
     patience: &Patience,
 ) -> Vec<OperationResult> {
     let mut entries: Vec<Arc<Entry>> =
-        select(core, selection).into_iter().flat_map(|(_, entries)| entries).collect();
+        select(core, selection, patience).into_iter().flat_map(|(_, entries)| entries).collect();
     if operation == Operation::Warm {
         entries.sort_by_key(|entry| Reverse(entry.key.clock()));
     }
@@ -172,9 +173,10 @@ impl Run<'_> {
                 continue;
             };
             let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode: FileMode::Buffered };
-            let file = spindle.impellers.run(open, self.patience.deadline)?.into_file();
-            spindle.impellers.run(Op::DropCache { file: file.clone() }, self.patience.deadline)?;
-            spindle.impellers.run(Op::Close { file }, self.patience.deadline)?;
+            let run = |op| spindle.impellers.run_patiently(Lane::HOUSE, op, self.patience);
+            let file = run(open)?.into_file();
+            run(Op::DropCache { file: file.clone() })?;
+            run(Op::Close { file })?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use pelton_region_format::{Fingerprint, KeyPattern};
 
 use crate::cache::{CacheCore, Entry, SnapStatus, status};
 use crate::ops::filter::{Facts, Filters};
+use crate::scan::patience::Patience;
 use crate::snap::metrics::{GenerationMetrics, GenerationState, MetricsLimits, SliceMetrics, Summary};
 use crate::snap::state::SnapState;
 
@@ -116,9 +117,13 @@ impl Selected {
 }
 
 /// What a selection finds, with the entries in the order of the statuses.
-pub(crate) fn select(core: &CacheCore, selection: &Selection) -> Vec<(Selected, Vec<Arc<Entry>>)> {
+pub(crate) fn select(
+    core: &CacheCore,
+    selection: &Selection,
+    patience: &Patience,
+) -> Vec<(Selected, Vec<Arc<Entry>>)> {
     let mut groups: Vec<(Selected, GenerationMetrics, Vec<Arc<Entry>>)> = Vec::new();
-    for entry in core.entries(&selection.pattern) {
+    for entry in core.entries(&selection.pattern, patience) {
         let (status, metrics) = (status(&entry), entry.facts().metrics);
         if is_nothing(&status, &metrics) {
             continue;

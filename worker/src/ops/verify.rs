@@ -17,6 +17,7 @@ use crate::snap::stream::StreamRegion;
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op};
 use crate::spindle::file::FileMode;
+use crate::spindle::impeller::Lane;
 use crate::spindle::pace::Pace;
 
 /// What is read at once, where there is memory for it.
@@ -84,7 +85,8 @@ impl Verifying<'_> {
         let Some(spindle) = spindle else { return Ok(None) }; // Without regions it may name none.
         let path = spindle.folder.join(MANIFESTS).join(Manifest::file_name(&manifest.key));
         let read = Op::ReadSmall { path: path.clone(), bytes_max: MANIFEST_BYTES_MAX };
-        let bytes = spindle.impellers.run(read, self.patience.deadline).map_err(disk)?.into_bytes();
+        let bytes =
+            spindle.impellers.run_patiently(Lane::HOUSE, read, self.patience).map_err(disk)?.into_bytes();
         let why = match Manifest::decode(&bytes) {
             Ok(found) if found == *manifest => return Ok(None),
             Ok(_) => "the manifest is another one than was read before".to_owned(),
@@ -122,7 +124,7 @@ impl Verifying<'_> {
         while at < until {
             let end = (at + read_bytes - at % read_bytes).min(until);
             self.pace.wait(end - at, self.patience).map_err(|_| Problem::Unread(OperationError::Late))?;
-            let bytes = region.read(at, end, self.patience.deadline)?;
+            let bytes = region.read(at, end, self.patience)?;
             decoder.feed::<FormatError>(&bytes, &mut |_| Ok(()))?;
             if (bytes.len() as u64) < end - at {
                 let (offset, found, expected) = (at, bytes.len() as u64, end - at);

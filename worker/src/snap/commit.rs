@@ -19,6 +19,7 @@ use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::snap::metrics::SliceMetrics;
 use crate::spindle::engine::{DiskError, EntryKind, Op};
 use crate::spindle::held::Spindle;
+use crate::spindle::identity::SpindleUuid;
 use crate::spindle::impeller::Lane;
 
 /// The folder of manifests on a spindle.
@@ -334,16 +335,16 @@ fn put_in_place(home: &Spindle, path: &Path, manifest: &Manifest) -> Result<(), 
     Ok(())
 }
 
-/// Takes a slice's manifest off its disk: from here on the slice does not exist there.
+/// Takes a slice's manifest off one of its home spindles: from here on the slice does not exist there.
 pub(crate) fn remove_manifest(
     all: &[Arc<Spindle>],
-    manifest: &Manifest,
+    key: &Key,
+    home: SpindleUuid,
     deadline: Option<Instant>,
 ) -> Result<(), DiskError> {
-    let home = |uuid| all.iter().find(|spindle| spindle.uuid == uuid);
-    let Some(home) = manifest.spindles.first().and_then(|uuid| home(*uuid)) else { return Ok(()) };
+    let Some(home) = all.iter().find(|spindle| spindle.uuid == home) else { return Ok(()) };
     let folder = home.folder.join(MANIFESTS);
-    let unlink = Op::Unlink { path: folder.join(Manifest::file_name(&manifest.key)) };
+    let unlink = Op::Unlink { path: folder.join(Manifest::file_name(key)) };
     match home.impellers.run(unlink, deadline) {
         // One who came too late has unlinked it after all, or could not sync the folder then.
         Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -447,6 +447,9 @@ impl Entry {
         let _inside = span.enter();
         reason.iter().for_each(|reason| _ = span.record("reason", tracing::field::debug(reason)));
         let served = self.desk.served();
+        let verified = served.as_deref().filter(|hot| keeps_cache && hot.is_verified_in_maps());
+        // Before it has left: who brings it back at once looks for it.
+        let verified_before = self.note_verified(verified.map(|hot| hot.load_number));
         let evict = |waiter| SnapEvent::Evict { waiter };
         let answer = match self.ask_if(condition, evict, &Patience::default()) {
             Some(Reply::Other(answer)) => answer,
@@ -458,14 +461,9 @@ impl Entry {
             self.evicted(served.as_deref().map_or(0, HotSlice::bytes), reason);
         }
         let hot = served.filter(|_| is_evicted(answer));
-        if let Some(hot) = &hot {
-            hot.drop_cache_too(!keeps_cache);
-            let stays_verified = keeps_cache && hot.is_verified_in_maps();
-            let verified_load = stays_verified.then_some(hot.load_number);
-            let mut facts = self.facts();
-            if facts.verified_load != verified_load {
-                facts.verified_load = verified_load;
-            }
+        match &hot {
+            Some(hot) => hot.drop_cache_too(!keeps_cache),
+            None => _ = self.note_verified(verified_before),
         }
         span.record("bytes", hot.as_deref().map_or(0, HotSlice::bytes));
         span.record(
@@ -477,6 +475,16 @@ impl Entry {
             },
         );
         (answer, hot)
+    }
+
+    /// Says what was noted before.
+    fn note_verified(&self, load: Option<u64>) -> Option<u64> {
+        let mut facts = self.facts();
+        let before = facts.verified_load;
+        if before != load {
+            facts.verified_load = load; // Of most snaps there is nothing to note, and no box.
+        }
+        before
     }
 
     /// The slice has left memory.

@@ -17,6 +17,11 @@ use crate::spindle::identity::SpindleUuid;
 const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"pelton M";
 const HEAD_BYTES: usize = 20;
+/// A file system's names have 255 bytes at most. While it is written, `.manifest` becomes a dot, a load number of up to 20
+/// digits, and `.tmp`.
+const FILE_NAME_BYTES_MAX: usize = 255 - (20 + ".tmp".len() - "manifest".len());
+/// So much of a name that is too long stays readable.
+const HASHED_NAME_BYTES: usize = 128;
 /// No honest manifest is larger: a thousand regions with long paths take less than a tenth.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
 
@@ -91,10 +96,17 @@ impl Manifest {
         Version { load: self.load_number, fingerprint: self.fingerprint }
     }
 
-    /// Its file's name: what is not a digit, letter, dot, dash or underscore in the key becomes a plus.
+    /// Its file's name: what is not a digit, letter, dot, dash or underscore in the key becomes a plus. Where that is too long,
+    /// the beginning, two pluses and a hash of the key.
     pub(crate) fn file_name(key: &Key) -> String {
-        // Names can't hold `/`; and no name holds `+`, so different keys have different file names.
-        format!("{}+{}+{}+{}.manifest", key.domain(), key.view(), key.clock(), key.slice())
+        // Names can't hold `/`; and no name holds `+`, so different keys have different file names. None is empty, so that two
+        // pluses never meet otherwise.
+        let name = format!("{}+{}+{}+{}.manifest", key.domain(), key.view(), key.clock(), key.slice());
+        if name.len() <= FILE_NAME_BYTES_MAX {
+            return name;
+        }
+        let hash = blake3::hash(key.to_string().as_bytes());
+        format!("{}++{}.manifest", &name[..HASHED_NAME_BYTES], hash.to_hex())
     }
 
     /// How many bytes its files have.
@@ -165,6 +177,9 @@ impl Manifest {
 
     /// A record can be well spelled and still lead out of the spindle's folder.
     fn check(&self) -> Result<(), &'static str> {
+        if self.load_number == u64::MAX {
+            return Err("no load could follow it");
+        }
         let rises = self.regions.windows(2).all(|pair| pair[0].index < pair[1].index);
         if !rises || self.regions.last().is_some_and(|last| last.index >= self.region_count) {
             return Err("its regions are out of order");
@@ -326,6 +341,32 @@ mod tests {
         let mut manifest = sample();
         manifest.regions.swap(0, 1);
         assert!(Manifest::decode(&manifest.encode()).is_err());
+    }
+
+    #[test]
+    fn a_load_that_no_other_could_follow_is_damage() {
+        let last = Manifest { load_number: u64::MAX, ..sample() };
+        assert!(matches!(Manifest::decode(&last.encode()), Err(ManifestError::Damaged { .. })));
+    }
+
+    /// File systems take 255 bytes. Names that fit are on disks we cannot reach, and stay.
+    #[test]
+    fn a_key_of_any_length_has_a_file_name() {
+        let key =
+            |view: usize, clock: u64| Key::new("d".repeat(128), "v".repeat(view), clock, u32::MAX).unwrap();
+        let name = |key: &Key| Manifest::file_name(key);
+        let longest = key(128, u64::MAX);
+        let hash = "78fe674ef7594428e31a91ea48ba5054c536d36c417314339c42e4646a51923b";
+        assert_eq!(name(&longest), format!("{}++{hash}.manifest", "d".repeat(128)));
+        assert_ne!(name(&longest), name(&key(128, u64::MAX - 1)));
+        let fits = key(69, u64::MAX);
+        assert_eq!(name(&fits).len(), FILE_NAME_BYTES_MAX);
+        assert!(name(&fits).ends_with("+18446744073709551615+4294967295.manifest"));
+        assert!(name(&key(70, u64::MAX)).contains("++"));
+        for key in [longest, fits] {
+            let temporary = std::path::Path::new(&name(&key)).with_extension(format!("{}.tmp", u64::MAX));
+            assert!(temporary.as_os_str().len() <= 255, "{temporary:?}");
+        }
     }
 
     #[test]

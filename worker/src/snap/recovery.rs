@@ -9,23 +9,25 @@
 //! written, and whatever may come back with its spindle, is left as it is.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
 
 use pelton_region_format::{FormatError, Key, PAGE_BYTES, Trailer};
 
 use crate::region::residence::PROBE_NAME;
+use crate::scan::cancel::CancelToken;
+use crate::scan::patience::Patience;
 use crate::snap::access;
 use crate::snap::commit::{LOADS, MANIFESTS, remove_folder};
 use crate::snap::manifest::{FileCount, Manifest, ManifestError};
 use crate::spindle::engine::{DiskError, EntryKind, Look, Op, Part};
 use crate::spindle::held::{PROBE_FILE, Spindle};
-use crate::spindle::impeller::Impellers;
+use crate::spindle::identity::SpindleUuid;
+use crate::spindle::impeller::{Impellers, Lane};
 
 /// A manifest file larger than this is none of ours.
 pub(crate) const MANIFEST_FILE_BYTES_MAX: usize = 5 << 20;
@@ -48,6 +50,10 @@ pub(crate) struct Listed {
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) slices: BTreeMap<Key, Manifest>,
+    /// Homes of manifests that were replaced, and that a disk would not let go.
+    pub(crate) leftovers: Vec<(Key, SpindleUuid)>,
+    /// What can't be served now: its files stay.
+    pub(crate) waiting: Vec<Manifest>,
     /// The next load's number: above all that were seen.
     pub(crate) next_load: u64,
     pub(crate) report: RecoveryReport,
@@ -90,6 +96,14 @@ enum Found {
     Unread(String),
     /// There is none of that name, or none any more.
     Nothing,
+}
+
+/// What the disks have of one key.
+#[derive(Debug, Default)]
+pub(crate) struct OfKey {
+    pub(crate) slice: Option<Manifest>,
+    /// Homes of manifests that it has replaced.
+    pub(crate) replaced: Vec<SpindleUuid>,
 }
 
 /// Makes the folders that a spindle has, tells what is in them, and removes what probes and a save of an access log have
@@ -138,7 +152,7 @@ pub(crate) fn recover(
     all: &[Arc<Spindle>],
     listed: Listed,
     threads: usize,
-    stop: &AtomicBool,
+    stop: &CancelToken,
     pause: &(dyn Fn() + Sync),
 ) -> Option<Recovered> {
     let found = read_all(all, &listed, threads, stop, pause)?;
@@ -151,10 +165,10 @@ pub(crate) fn recover(
         let _ = all[*number].impellers.run(Op::Unlink { path: path.clone() }, None);
         recovered.report.dropped.push((path, "it was never finished".to_owned()));
     }
-    remove_worthless(all, &mut named);
+    remove_worthless(all, &mut named, &mut recovered.leftovers);
     recovered.report.kept = recovered.slices.len();
     clean(all, &listed, &named, stop, &mut recovered.report);
-    (!stop.load(Ordering::Relaxed)).then_some(recovered)
+    (!stop.is_cancelled()).then_some(recovered)
 }
 
 /// All of it at once, on the caller's thread.
@@ -163,29 +177,30 @@ pub(crate) fn recover(
 /// What [`list`] says.
 #[cfg(test)]
 pub(crate) fn start(all: &[Arc<Spindle>]) -> Result<Recovered, DiskError> {
-    Ok(recover(all, list(all)?, 1, &AtomicBool::new(false), &|| {}).expect("nobody stops it"))
+    Ok(recover(all, list(all)?, 1, &CancelToken::new(), &|| {}).expect("nobody stops it"))
 }
 
 /// Looks up one slice by the name of its manifest. Nothing is said where a disk refused or was late.
-pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, deadline: Option<Instant>) -> Option<Option<Manifest>> {
+pub(crate) fn find(all: &[Arc<Spindle>], key: &Key, patience: &Patience) -> Option<OfKey> {
     let own: Vec<&Impellers> = all.iter().map(|spindle| &spindle.impellers).collect();
     let name = [PathBuf::from(Manifest::file_name(key))];
-    let mut best: Option<(u64, Option<Manifest>)> = None;
+    // By load number.
+    let mut slices: BTreeMap<u64, Option<Manifest>> = BTreeMap::new();
     for home in 0..all.len() {
-        let found = read_batch(all, &own, home, &name, deadline).ok()?.pop().expect("one name, one answer");
-        let (load_number, usable) = match found {
-            Found::Whole(manifest) => (manifest.load_number, Some(manifest)),
-            Found::NewerRegion(manifest, _) => (manifest.load_number, None),
+        let found = read_batch(all, &own, home, &name, patience).ok()?.pop().expect("one name, one answer");
+        match found {
+            Found::Whole(manifest) => _ = slices.insert(manifest.load_number, Some(manifest)),
             // Maybe only because the caller has no time.
             Found::Waits(..) | Found::Unread(_) => return None,
-            Found::Worthless(Some(manifest), _) => (manifest.load_number, None),
-            Found::Worthless(None, _) | Found::Newer(_) | Found::Nothing => continue,
-        };
-        if best.as_ref().is_none_or(|(highest, _)| *highest < load_number) {
-            best = Some((load_number, usable));
+            Found::NewerRegion(manifest, _) | Found::Worthless(Some(manifest), _) => {
+                slices.insert(manifest.load_number, None);
+            }
+            Found::Worthless(None, _) | Found::Newer(_) | Found::Nothing => {}
         }
     }
-    Some(best.and_then(|(_, usable)| usable))
+    let Some((_, Some(slice))) = slices.pop_last() else { return Some(OfKey::default()) };
+    let replaced = slices.into_values().flatten().filter_map(|older| older.spindles.first().copied());
+    Some(OfKey { replaced: replaced.collect(), slice: Some(slice) })
 }
 
 /// A manifest file, and what came of it.
@@ -195,7 +210,7 @@ fn read_all(
     all: &[Arc<Spindle>],
     listed: &Listed,
     threads: usize,
-    stop: &AtomicBool,
+    stop: &CancelToken,
     pause: &(dyn Fn() + Sync),
 ) -> Option<Vec<Item>> {
     let batches: Vec<&[(usize, PathBuf)]> = listed
@@ -218,12 +233,12 @@ fn read_all(
     let read = || {
         while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
             pause();
-            if stop.load(Ordering::Relaxed) {
+            if stop.is_cancelled() {
                 return;
             }
             let home = batch[0].0;
             let names: Vec<PathBuf> = batch.iter().map(|(_, name)| name.clone()).collect();
-            let items = match read_batch(all, &impellers, home, &names, None) {
+            let items = match read_batch(all, &impellers, home, &names, &Patience::default()) {
                 Ok(items) => items,
                 // The disk refused all of them, or the spindle was closed.
                 Err(error) => names.iter().map(|_| Found::Unread(chain(&error))).collect(),
@@ -240,7 +255,7 @@ fn read_all(
         read();
     });
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    (!stop.load(Ordering::Relaxed)).then_some(found)
+    (!stop.is_cancelled()).then_some(found)
 }
 
 /// Reads manifests of one home spindle, and the last page of each of their regions. Counts the regions' space.
@@ -249,11 +264,11 @@ fn read_batch(
     impellers: &[&Impellers],
     home: usize,
     names: &[PathBuf],
-    deadline: Option<Instant>,
+    patience: &Patience,
 ) -> Result<Vec<Found>, DiskError> {
     let look = |number: usize, folder: PathBuf, names: Vec<PathBuf>, part| {
         let op = Op::Look { folder, names, part };
-        Ok::<_, DiskError>(impellers[number].run(op, deadline)?.into_looks())
+        Ok::<_, DiskError>(impellers[number].run_patiently(Lane::HOUSE, op, patience)?.into_looks())
     };
     let whole = Part::Whole { bytes_max: MANIFEST_FILE_BYTES_MAX };
     let looks = look(home, all[home].folder.join(MANIFESTS), names.to_vec(), whole)?;
@@ -380,8 +395,23 @@ struct Named {
     folders: HashSet<PathBuf>,
     /// There are manifests of which nobody knows what they name.
     is_in_doubt: bool,
-    /// What is dropped, by home spindle and name.
-    worthless: Vec<(usize, PathBuf, Option<Manifest>)>,
+    worthless: Vec<Worthless>,
+}
+
+/// A manifest that is dropped.
+struct Worthless {
+    home: usize,
+    path: PathBuf,
+    /// None if it can't be read.
+    manifest: Option<Manifest>,
+    /// Whether there is a newer one of its key.
+    is_replaced: bool,
+}
+
+impl Worthless {
+    fn name(&self) -> Option<&OsStr> {
+        self.path.file_name()
+    }
 }
 
 impl Named {
@@ -412,11 +442,11 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
         one.1.cmp(&other.1).then_with(|| load_number(&other.2).cmp(&load_number(&one.2)))
     });
     let mut last: Option<(PathBuf, u64)> = None;
-    let Recovered { slices, next_load, report } = recovered;
+    let Recovered { slices, next_load, report, waiting, .. } = recovered;
     for (home, name, item) in found {
         let path = all[home].folder.join(MANIFESTS).join(&name);
         let number = load_number(&item);
-        *next_load = (*next_load).max(number + 1);
+        *next_load = (*next_load).max(number.saturating_add(1));
         let replaced_by = last.as_ref().filter(|(known, _)| *known == name).map(|(_, number)| *number);
         let item = match (item, replaced_by) {
             (Found::Whole(manifest) | Found::Waits(manifest, _), Some(by)) => {
@@ -434,7 +464,7 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
             }
             Found::Waits(manifest, reason) => {
                 named.add(all, &manifest);
-                leave_behind(all, &manifest);
+                waiting.push(manifest);
                 report.left_alone.push((path, reason));
             }
             Found::NewerRegion(manifest, reason) => {
@@ -444,7 +474,8 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
                 report.left_alone.push((path, reason));
             }
             Found::Worthless(manifest, reason) => {
-                named.worthless.push((home, path.clone(), manifest));
+                let (path_of, is_replaced) = (path.clone(), replaced_by.is_some());
+                named.worthless.push(Worthless { home, path: path_of, manifest, is_replaced });
                 report.dropped.push((path, reason));
             }
             Found::Newer(reason) => {
@@ -463,34 +494,48 @@ fn sort_out(all: &[Arc<Spindle>], mut found: Vec<Item>, recovered: &mut Recovere
 
 /// Takes manifests that are worth nothing off the disks: for good, before any of their files goes. Else one might come
 /// back by a power loss, when what has replaced it has been flushed.
-fn remove_worthless(all: &[Arc<Spindle>], named: &mut Named) {
-    let mut left: Vec<Manifest> = Vec::new();
-    for (number, spindle) in all.iter().enumerate() {
-        let of_this = named.worthless.iter_mut().filter(|(home, ..)| *home == number);
-        let (mut unlinked, mut stuck) = (Vec::new(), Vec::new());
-        for (_, path, manifest) in of_this {
-            match spindle.impellers.run(Op::Unlink { path: path.clone() }, None) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => stuck.extend(manifest.take()),
-                _ => unlinked.push(manifest),
-            }
-        }
-        if !unlinked.is_empty() {
-            let path = spindle.folder.join(MANIFESTS);
-            if spindle.impellers.run(Op::SyncFolder { path }, None).is_err() {
-                stuck.extend(unlinked.into_iter().filter_map(Option::take));
-            }
-        }
-        left.append(&mut stuck);
-    }
+fn remove_worthless(all: &[Arc<Spindle>], named: &mut Named, leftovers: &mut Vec<(Key, SpindleUuid)>) {
+    let (replaced, newest): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut named.worthless).into_iter().partition(|one| one.is_replaced);
+    let mut stuck = unlink(all, replaced, named);
+    // What has replaced one that stays must stay, too: else the next start would find the older one alone.
+    let hides = |one: &Worthless| stuck.iter().any(|older| older.name() == one.name());
+    let (hiding, newest): (Vec<_>, Vec<_>) = newest.into_iter().partition(hides);
+    stuck.extend(hiding);
+    stuck.extend(unlink(all, newest, named));
     // Their files stay, so that it is no worse than it was.
-    for manifest in left {
+    for Worthless { home, manifest, is_replaced, .. } in stuck {
+        let Some(manifest) = manifest else { continue };
         named.add(all, &manifest);
         leave_behind(all, &manifest);
+        if is_replaced {
+            leftovers.push((manifest.key, all[home].uuid));
+        }
     }
 }
 
+/// Takes these off the disks. Returns those that may still be there; the others are named as worthless.
+fn unlink(all: &[Arc<Spindle>], worthless: Vec<Worthless>, named: &mut Named) -> Vec<Worthless> {
+    let mut stuck = Vec::new();
+    let mut unlinked: Vec<Vec<Worthless>> = all.iter().map(|_| Vec::new()).collect();
+    for one in worthless {
+        match all[one.home].impellers.run(Op::Unlink { path: one.path.clone() }, None) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => stuck.push(one),
+            _ => unlinked[one.home].push(one),
+        }
+    }
+    for (spindle, unlinked) in all.iter().zip(unlinked).filter(|(_, unlinked)| !unlinked.is_empty()) {
+        let path = spindle.folder.join(MANIFESTS);
+        match spindle.impellers.run(Op::SyncFolder { path }, None) {
+            Ok(_) => named.worthless.extend(unlinked),
+            Err(_) => stuck.extend(unlinked),
+        }
+    }
+    stuck
+}
+
 /// Files that stay take their space meanwhile.
-fn leave_behind(all: &[Arc<Spindle>], manifest: &Manifest) {
+pub(crate) fn leave_behind(all: &[Arc<Spindle>], manifest: &Manifest) {
     for region in &manifest.regions {
         let uuid = manifest.spindles[region.spindle as usize];
         if let (Some(space), Some(spindle)) = (&region.space.0, all.iter().find(|s| s.uuid == uuid)) {
@@ -505,11 +550,11 @@ fn clean(
     all: &[Arc<Spindle>],
     listed: &Listed,
     named: &Named,
-    stop: &AtomicBool,
+    stop: &CancelToken,
     report: &mut RecoveryReport,
 ) {
     if named.is_in_doubt {
-        let manifests = named.worthless.iter().filter_map(|(.., manifest)| manifest.as_ref());
+        let manifests = named.worthless.iter().filter_map(|one| one.manifest.as_ref());
         manifests.for_each(|manifest| leave_behind(all, manifest));
         return;
     }
@@ -522,7 +567,7 @@ fn clean(
         return;
     }
     for (number, name) in &listed.loads {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_cancelled() {
             return;
         }
         let path = all[*number].folder.join(LOADS).join(name);

@@ -23,11 +23,14 @@ use crate::scan::patience::Patience;
 use crate::scan::threads::ScanThreads;
 use crate::snap::commit::{CommitError, remove_manifest, remove_regions};
 use crate::snap::entry::{Cargo, Debt, Entry};
+use crate::snap::leftovers::Leftovers;
 use crate::snap::manifest::Manifest;
 use crate::snap::state::{Command, Limits, SnapEvent, Version};
 use crate::snap::urgent::Urgent;
 use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
+use crate::spindle::engine::DiskError;
 use crate::spindle::held::Spindle;
+use crate::spindle::identity::SpindleUuid;
 use crate::spindle::impeller::Lane;
 use crate::tender::room::make_room_in_memory;
 
@@ -37,6 +40,7 @@ pub(crate) struct Runner {
     /// Loads that loaders are at, and plans that they are asked for. Their threads keep the cache.
     pub(crate) loads: Arc<Commits>,
     pub(crate) limits: Limits,
+    pub(crate) leftovers: Leftovers,
     /// Set once, when the cache is there.
     core: OnceLock<Weak<CacheCore>>,
     pub(crate) events: Arc<EventHub>,
@@ -67,6 +71,7 @@ impl Runner {
             commits: Arc::default(),
             loads: Arc::default(),
             limits,
+            leftovers: Leftovers::default(),
             core: OnceLock::new(),
             events,
             spindles: spindles.iter().map(Arc::downgrade).collect(),
@@ -185,7 +190,9 @@ impl Runner {
                         pay_all(&mut debts); // Who came before does not wait for this one.
                         commit(&of_thread, version, spindles.as_deref(), &mut debts)
                     }
-                    (Command::RemoveFiles(version), Some(spindles)) => remove(&of_thread, version, spindles),
+                    (Command::RemoveFiles(version), Some(spindles)) => {
+                        remove(&of_thread, version, spindles, &runner.leftovers)
+                    }
                     (Command::RemoveFiles(version), None) => SnapEvent::RemoveFailed { version },
                     (other, _) => unreachable!("{other:?} is no work of the disk"),
                 };
@@ -300,12 +307,10 @@ fn pay_all(debts: &mut Vec<(Debt, Result<(), CommitError>)>) {
     debts.drain(..).for_each(|(debt, result)| debt.pay(result));
 }
 
-fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>]) -> SnapEvent {
-    // A manifest that stands there under the same name is the newer one: its commit has replaced ours.
+fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>], leftovers: &Leftovers) -> SnapEvent {
     let taken = entry.facts().take_manifest(version.load);
     let (manifest, newer) = taken.expect("what is removed is on the disk");
-    let is_replaced = newer.as_ref().is_some_and(|newer| newer.spindles.first() == manifest.spindles.first());
-    let unlinked = if is_replaced { Ok(()) } else { remove_manifest(spindles, &manifest, None) };
+    let unlinked = remove_manifests(spindles, &manifest, newer.as_deref(), leftovers);
     if unlinked.is_err() {
         leave_behind(spindles, &manifest);
     }
@@ -319,10 +324,35 @@ fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>]) -> SnapEve
             SnapEvent::Removed { version }
         }
         Err(error) => {
+            // Nobody waits for what was replaced.
+            tracing::warn!(key = %entry.key, why = reason(&error), "files of a slice could not be removed");
             entry.facts().removal_error = Some(Arc::new(error));
             SnapEvent::RemoveFailed { version }
         }
     }
+}
+
+/// Takes a manifest off its disk; and if that was the newest, before it all that older loads have left: what counts stands
+/// until nothing is hidden by it.
+fn remove_manifests(
+    spindles: &[Arc<Spindle>],
+    manifest: &Manifest,
+    newer: Option<&Manifest>,
+    leftovers: &Leftovers,
+) -> Result<(), DiskError> {
+    let key = &manifest.key;
+    // A manifest that stands there under the same name is the newer one: its commit has replaced ours.
+    let is_own = |home: &SpindleUuid| newer.is_none_or(|newer| newer.spindles.first() != Some(home));
+    let own = manifest.spindles.first().copied().filter(is_own);
+    let mut homes = if newer.is_none() { leftovers.of(key) } else { Vec::new() };
+    homes.retain(|other| Some(*other) != own);
+    homes.extend(own);
+    own.into_iter().for_each(|home| leftovers.add(key, home));
+    for home in homes {
+        remove_manifest(spindles, key, home, None)?;
+        leftovers.remove(key, home);
+    }
+    Ok(())
 }
 
 /// Keeps counting files that stay.

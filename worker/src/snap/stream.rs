@@ -65,12 +65,11 @@ pub(crate) struct StreamMemory {
 pub(crate) fn open_stream(
     core: &CacheCore,
     manifest: &Manifest,
-    deadline: Option<Instant>,
+    patience: &Patience,
 ) -> Result<Arc<StreamSlice>, WarmError> {
-    let patience = Patience::until(deadline);
     let open = |record| {
         let lane = core.next_lane();
-        StreamRegion::open(core, manifest, record, lane, FileMode::Direct, &patience).map(Arc::new)
+        StreamRegion::open(core, manifest, record, lane, FileMode::Direct, patience).map(Arc::new)
     };
     let regions = manifest.regions.iter().map(open).collect::<Result<_, _>>()?;
     Ok(Arc::new(StreamSlice { key: manifest.key.clone(), fingerprint: manifest.fingerprint, regions }))
@@ -141,8 +140,8 @@ impl StreamRegion {
     }
 
     /// Reads a stretch, less only where the file ends.
-    pub(crate) fn read(&self, from: u64, to: u64, deadline: Option<Instant>) -> Result<Vec<u8>, DiskError> {
-        read(&self.spindle, self.file(), from, to, self.lane, &Patience::until(deadline))
+    pub(crate) fn read(&self, from: u64, to: u64, patience: &Patience) -> Result<Vec<u8>, DiskError> {
+        read(&self.spindle, self.file(), from, to, self.lane, patience)
     }
 
     /// How long the file is.

@@ -364,11 +364,10 @@ impl Drop for Answer {
 pub(crate) fn verify_slice(
     slice: &HotSlice,
     threads: usize,
-    deadline: Option<Instant>,
+    patience: &Patience,
 ) -> Result<(), Arc<WarmError>> {
-    let patience = Patience::until(deadline);
     for batch in slice.regions.chunks(threads) {
-        side_by_side("pelton-verify", batch, |region| verify_region(region, &patience))
+        side_by_side("pelton-verify", batch, |region| verify_region(region, patience))
             .into_iter()
             .collect::<Result<(), _>>()?;
     }

@@ -211,7 +211,7 @@ impl Health {
 
 /// Whether an error says something about the disk.
 ///
-/// A full disk, a file that somebody removed or a process out of descriptors is no reason to distrust it. If the
+/// A full disk, a file that somebody removed, a name that is too long or a process out of descriptors is no reason to distrust it. If the
 /// spindle's own folder is what is missing, say [`HealthEvent::Hung`]: nothing there works until it is back.
 pub(crate) fn is_disk_fault(error: &io::Error) -> bool {
     use io::ErrorKind::*;
@@ -220,6 +220,7 @@ pub(crate) fn is_disk_fault(error: &io::Error) -> bool {
         StorageFull
             | QuotaExceeded
             | FileTooLarge
+            | InvalidFilename
             | NotFound
             | AlreadyExists
             | DirectoryNotEmpty
@@ -350,6 +351,7 @@ mod tests {
             libc::ENOMEM,
             libc::EINVAL,
             libc::ENOTEMPTY,
+            libc::ENAMETOOLONG,
         ] {
             assert!(!is_disk_fault(&io::Error::from_raw_os_error(code)), "{code}");
         }

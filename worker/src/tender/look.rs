@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pelton_region_format::KeyPattern;
-
 use super::policy::{Candidate, Holds, Snapshot, ViewNumber};
 use super::rules::Rules;
 use crate::budget::ledger::DISK_PAGE_BYTES;
@@ -35,7 +33,7 @@ pub(super) struct Look {
 impl Look {
     /// Looks at every entry in turn, under its own locks: what one does meanwhile, the others don't see.
     pub(super) fn at(core: &CacheCore, rules: &Rules, count: Count, now_ms: u64) -> Look {
-        let entries = core.entries(&KeyPattern::ALL);
+        let entries = core.entries_now();
         let numbers: BTreeMap<SpindleUuid, usize> =
             core.spindles.iter().enumerate().map(|(number, spindle)| (spindle.uuid, number)).collect();
         let mut look =

@@ -117,9 +117,9 @@ fn what_nobody_asks_for_is_evicted_then_flushed_then_erased_and_it_is_told_why()
     assert_eq!(tend_at(&cache, 2 * HOUR + 16 * MINUTE), sums(0, 1, 0));
     assert_eq!(cache.spindles()[0].used, 0);
     assert_eq!(tend_at(&cache, 2 * HOUR + 44 * MINUTE), sums(0, 0, 0));
-    assert_eq!(cache.core_for_tests().entries(&KeyPattern::ALL).len(), 1, "its name is known");
+    assert_eq!(cache.core_for_tests().entries_now().len(), 1, "its name is known");
     assert_eq!(tend_at(&cache, 2 * HOUR + 46 * MINUTE), sums(0, 0, 1));
-    assert_eq!(cache.core_for_tests().entries(&KeyPattern::ALL).len(), 0);
+    assert_eq!(cache.core_for_tests().entries_now().len(), 0);
     let reasons: Vec<(&str, Option<Reason>)> = told(&mut events)
         .into_iter()
         .filter_map(|event| match event {

@@ -66,6 +66,9 @@ fn serve(core: &Weak<CacheCore>, inbox: &Receiver<()>, every: Duration, stop: &C
         }
         let deadline = Some(Instant::now() + ROUND_WAIT_MAX);
         let patience = Patience { deadline, stop: Some(stop.clone()), ..Patience::default() };
+        // Until all slices are known. If a disk hangs memory is tended all the same, and files stay: for these there is no
+        // time left then.
+        core.wait_for_recovery(&patience);
         let now_ms = core.runner.now().as_millis() as u64;
         // A bug of ours must not end all tending: the next round may do better.
         let _ = catch_unwind(AssertUnwindSafe(|| tend(&core, now_ms, gauge.stalled_percent(), &patience)));

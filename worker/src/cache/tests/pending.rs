@@ -396,6 +396,43 @@ fn a_lease_waits_until_readers_free_memory_and_can_be_dropped() {
 }
 
 #[test]
+fn a_lease_waits_elsewhere_for_a_start_that_hangs() {
+    let (rig, cache) = opened_and_stuck(0);
+    rig.disks[0].clone().with_fault(When::Every("look into"), Failure::Hang);
+    let begun = Instant::now();
+    let leasing = cache.lease_async(&key(), Want::Latest, Some(begun + Duration::from_secs(3)));
+    let dropped = cache.lease_async_with(&key(), &LeaseOptions::default());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(dropped);
+    settle(&cache);
+    assert!(matches!(wait(leasing), Err(LeaseError::Deadline { .. })));
+    rig.disks[0].let_go();
+}
+
+#[test]
+fn a_lease_that_opens_its_files_can_be_dropped() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    let _ = rig.disks[0].clone().with_fault(When::Every("open"), Failure::Hang);
+    let streamed = LeaseOptions { reading: Reading::Stream, ..LeaseOptions::default() };
+    let mut leasing = cache.lease_async_with(&key(), &streamed);
+    let impellers = &cache.core.spindles[0].impellers;
+    wait_until("it opens a file", || impellers.oldest().is_some());
+    assert!(is_pending(&mut leasing));
+    drop(leasing);
+    settle(&cache);
+    let all = Selection::new(KeyPattern::ALL);
+    for operation in [Operation::Verify, Operation::Evict { keep_cache: false }] {
+        let mut operating = cache.operate_async(&all, operation, &OperationOptions::default());
+        assert!(is_pending(&mut operating), "{operation:?}");
+        drop(operating);
+        settle(&cache);
+    }
+    rig.disks[0].let_go();
+}
+
+#[test]
 fn a_closing_of_the_cache_that_is_dropped_lets_slices_get_to_the_disk() {
     let rig = Rig::new(1);
     let cache = rig.open(HealthLimits::default());
@@ -413,6 +450,28 @@ fn a_closing_of_the_cache_that_is_dropped_lets_slices_get_to_the_disk() {
     other.sync(Some(far())).unwrap();
     assert!(other.snap(&key()).status().durable);
     assert!(matches!(other.snap(&key()).open_for_writes(in_background()), Err(LoadError::Closed { .. })));
+}
+
+/// Goal: who drops a closing has not waited, so the last handle does. Method: a commit that takes a while; then the folders
+/// can be opened again at once, and the slice is there.
+#[test]
+fn after_a_closing_that_was_dropped_the_last_handle_waits_for_the_disk() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    let _ = rig.disks[0].clone().in_real_time();
+    let slow = Failure::Delay(Duration::from_millis(300));
+    let _ = rig.disks[0].clone().with_fault(When::Every("sync"), slow);
+    let other = cache.clone();
+    let writer = cache.snap(&key()).open_for_writes(in_background()).unwrap();
+    writer.queue_parcel(parcel(1, MIB)).unwrap();
+    writer.wait_for_writes().unwrap().close_for_writes().unwrap();
+    let mut closing = cache.close_async(None);
+    assert!(is_pending(&mut closing));
+    drop(closing);
+    settle(&other);
+    drop(other);
+    rig.disks[0].heal();
+    assert_eq!(scan_bytes(&rig.open(HealthLimits::default())), MIB);
 }
 
 /// Goal: who drops futures, writer and cache can open the folders at once. Method: again and again, with parcels
