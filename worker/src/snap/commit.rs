@@ -231,7 +231,7 @@ impl Commit {
             spindles,
             metrics: Some(Box::new(self.metrics)),
         };
-        self.sync_folders(all)
+        self.sync_folders(all, &manifest)
             .and_then(|()| write_manifest(&home, &manifest))
             .map_err(|source| CommitError::Manifest { source })?;
         Ok(manifest)
@@ -265,8 +265,10 @@ impl Commit {
         }
     }
 
-    fn sync_folders(&self, all: &[Arc<Spindle>]) -> Result<(), DiskError> {
-        for spindle in self.folders.used(all) {
+    /// Only where the manifest says that something is. A disk that a region had to leave may fail once more, and that
+    /// takes nothing from the slice.
+    fn sync_folders(&self, all: &[Arc<Spindle>], manifest: &Manifest) -> Result<(), DiskError> {
+        for spindle in self.folders.used(all).filter(|spindle| manifest.spindles.contains(&spindle.uuid)) {
             spindle.impellers.run(Op::SyncFolder { path: self.folders.folder(spindle) }, None)?;
             spindle.impellers.run(Op::SyncFolder { path: spindle.folder.join(LOADS) }, None)?;
         }
