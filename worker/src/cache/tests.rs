@@ -773,3 +773,76 @@ fn keys_of_which_nothing_is_known_leave_the_table() {
     assert_eq!(erased.status().state, SnapState::Gone);
     assert_eq!(scan(&cache).unwrap(), BLOBS);
 }
+
+/// Goal: a disk that a slice's region had to leave takes nothing from the slice. Method: one disk of three can bring
+/// nothing to its medium, each in turn; only home is needed, since the manifest is there.
+#[test]
+fn a_disk_that_stays_broken_loses_no_slice_but_those_that_are_at_home_there() {
+    let durable = |broken: usize| {
+        let rig = Rig::new(3);
+        let cache = rig.open(HealthLimits::default());
+        cache.recovery();
+        for verb in ["sync", "sync folder"] {
+            rig.disks[broken].clone().with_fault(When::Every(verb), Failure::Error(Errno::IO));
+        }
+        let mut plan = plan(WritePath::Image);
+        plan.regions = Some(3);
+        let loaded = load(&cache, plan);
+        if let Err(error) = loaded {
+            assert!(matches!(error, LoadError::Commit { .. }), "{broken}: {error:?}");
+            return false;
+        }
+        drop(cache);
+        let after = Rig { disks: rig.disks.iter().map(SimDisk::restart).collect(), ..rig };
+        assert_eq!(scan(&after.open(HealthLimits::default())).unwrap(), BLOBS, "{broken}, after a power cut");
+        true
+    };
+    assert_eq!((0..3).filter(|&broken| durable(broken)).count(), 2);
+}
+
+/// What could not be removed takes its space on.
+#[test]
+fn a_sealed_slice_that_is_dropped_and_can_not_be_removed_stays_counted() {
+    for write_path in [WritePath::Image, WritePath::Direct] {
+        let rig = Rig::new(1);
+        let cache = rig.open(HealthLimits::default());
+        let writer = cache.snap(&key()).open_for_writes(plan(write_path)).unwrap();
+        for number in 0..BLOBS {
+            let mut parcel = ParcelBuilder::default();
+            parcel.push(&vec![number as u8; MIB as usize]).unwrap();
+            writer.queue_parcel(parcel.finish()).unwrap();
+        }
+        let sealed = writer.wait_for_writes().unwrap();
+        rig.disks[0].clone().with_fault(When::Every("unlink"), Failure::Error(Errno::IO));
+        drop(sealed);
+        assert!(cache.spindles()[0].used >= BLOBS * MIB, "{write_path:?}: {:?}", cache.spindles());
+    }
+}
+
+/// Goal: memory that a disk may still read is counted, whoever has given up on it. Method: writes that hang, and a writer
+/// that is dropped.
+#[test]
+fn pieces_that_a_disk_keeps_stay_counted() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    rig.disks[0].clone().with_fault(When::Every("write"), Failure::Hang);
+    let writer = cache.snap(&key()).open_for_writes(plan(WritePath::Direct)).unwrap();
+    let held = || cache.core.pieces.counts().buffers;
+    let reserved = held();
+    // More than a piece for each of both regions, and less than two.
+    for number in 0..3 * cache.core.piece_bytes as u64 / MIB {
+        let mut parcel = ParcelBuilder::default();
+        parcel.push(&vec![number as u8; MIB as usize]).unwrap();
+        writer.queue_parcel(parcel.finish()).unwrap();
+    }
+    assert_eq!(held(), reserved, "pieces are what was reserved");
+    drop(writer);
+    let kept = cache.core.spindles[0].impellers.in_flight_bytes();
+    assert!(kept > 0 && held() == kept, "{kept} bytes are the disk's, {} counted", held());
+    rig.disks[0].let_go();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while held() > 0 {
+        assert!(Instant::now() < deadline, "{} bytes stay counted", held());
+        std::thread::yield_now();
+    }
+}

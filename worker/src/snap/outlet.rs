@@ -270,7 +270,7 @@ impl RegionOutlet {
                 Ok(region.bytes().bytes()[from as usize..to.max(from) as usize].to_vec())
             }
             Bytes::File(_) if to <= from => Ok(Vec::new()),
-            Bytes::File(file) => file.read(from, to, deadline).map_err(|source| {
+            Bytes::File(file) => file.read(from, to, &Patience::until(deadline)).map_err(|source| {
                 let source = Box::new(WarmError::Disk { index: self.region.index, source });
                 OutletError::Read { key: self.held.key().clone(), source }
             }),

@@ -170,7 +170,6 @@ impl RegionTake {
         };
         let Body { memory, mut writes, sealed, piece_used, .. } = body;
         let image = memory.finish(&self.site, &mut writes, piece_used)?;
-        writes.reserve = self.reserve.take();
         Ok(BuiltRegion {
             // The load's deadline and end are not those of its way to the disk.
             site: Site { patience: Patience::default(), ..self.site },
@@ -190,13 +189,14 @@ impl RegionTake {
 
     fn begin(&mut self, check: BlockCheck, sealed: Sealed) -> Result<Body, BuildError> {
         let site = &self.site;
-        let mut memory = PieceMemory::begin(site, self.keeps_image)?;
+        let mut memory = PieceMemory::begin(site, self.keeps_image, &mut self.reserve)?;
         let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
         let file = site.spindle.impellers.run_patiently(site.lane, create, &site.patience)?.into_file();
         let space = self.space.take().expect("a region is begun once");
         let header = &self.ends.as_ref().expect("they are there").bytes[..PAGE_BYTES];
         memory.piece()[..PAGE_BYTES].copy_from_slice(header);
-        let writes = Writes::new(file, FileSpace::new(site.spindle.clone(), space));
+        let space = FileSpace::new(site.spindle.clone(), space);
+        let writes = Writes::new(file, space, self.reserve.take());
         Ok(Body { check, sealed, memory, writes, piece_start: 0, piece_used: PAGE_BYTES, is_whole: false })
     }
 }

@@ -508,3 +508,53 @@ fn the_last_lane_is_served_when_all_others_are_empty() {
     assert_eq!([next(&mut queue), next(&mut queue)], [Some("late".into()), Some("last 2".into())]);
     assert_eq!(next(&mut queue), None);
 }
+
+/// Goal: who has an answer coming does not wait for those behind. Method: on a ring, where opening a file is done right away,
+/// two operations and a third one that hangs are queued while the impeller is busy.
+#[test]
+fn what_is_finished_is_answered_before_the_next_is_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in [EngineKind::Auto, EngineKind::Threads] {
+        let (first, last) = (Hang::new(&folder, "first"), Hang::new(&folder, "last"));
+        let impellers = Impellers::start(ImpellerPlan { depth: 8, ..plan(engine) }).unwrap();
+        if impellers.thread_count() == 1 {
+            let (replies, completions) = replies();
+            first.hold(&impellers, &replies);
+            let look = Op::Length { path: folder.path().to_owned() };
+            impellers.submit(Lane(1), look, replies.tag(1), None).unwrap();
+            impellers.submit(Lane(2), last.op(), replies.tag(2), None).unwrap();
+            first.let_go();
+            let mut next = || completions.recv_timeout(Duration::from_secs(20)).map(|answer| answer.tag);
+            assert_eq!([next(), next()], [Ok(u64::MAX), Ok(1)]);
+            last.let_go();
+            assert_eq!(next(), Ok(2));
+        } else {
+            println!("SKIPPED {}: it has a thread for each operation", impellers.engine_name());
+        }
+        for hang in [first, last] {
+            fs::remove_file(&hang.path).unwrap();
+        }
+    }
+}
+
+/// What must not wait for room gets in all the same, and is done in its turn.
+#[test]
+fn a_full_queue_takes_what_does_not_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let hang = Hang::new(&folder, "hang");
+    let impellers = start();
+    let (replies, completions) = replies();
+    let file = create(&impellers, &folder.path().join("a"));
+    hang.hold(&impellers, &replies);
+    let rest = vec![7; (16 * MIB - OP_WEIGHT) as usize];
+    impellers.submit(Lane(0), write(&file, 0, &rest), replies.tag(0), None).unwrap();
+    let look = || Op::Length { path: folder.path().to_owned() };
+    let refused = impellers.submit(Lane(1), look(), replies.tag(99), soon(0)).unwrap_err();
+    assert_eq!(refused.reason, Refusal::Late);
+    impellers.submit_at_once(Lane(1), look(), replies.tag(100), Some(later())).unwrap();
+    hang.let_go();
+    while completions.recv_timeout(Duration::from_secs(20)).unwrap().tag != 100 {}
+    impellers.close(later());
+    let refused = impellers.submit_at_once(Lane(1), look(), replies.tag(101), None).unwrap_err();
+    assert_eq!(refused.reason, Refusal::Closed);
+}
