@@ -512,7 +512,8 @@ impl Cache {
         let waits = self.core.waits.clone();
         // With this handle: what the last one does may wait, and must not do so here.
         waits.start(move |cancel| {
-            self.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) })
+            let cache = self; // All of it: a closure takes only what it names.
+            cache.core.close(&Patience { cancel: Some(cancel), ..Patience::until(deadline) })
         })
     }
 }

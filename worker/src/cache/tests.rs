@@ -714,7 +714,10 @@ fn a_closed_cache_takes_no_loads_and_leases_go_on() {
 #[test]
 fn what_stays_verified_is_noted_before_it_leaves_memory() {
     let rig = Rig::new(1);
-    let cache = rig.open(HealthLimits::default());
+    // Only maps stay verified without memory of the cache's.
+    let builder = Cache::builder().memory(256 * MIB).residence(Residence::Map);
+    let builder = builder.spindle(Rig::path(rig.folder.path(), 0), 1 << 30);
+    let cache = builder.open_on(rig.disks.clone(), HealthLimits::default()).unwrap();
     load(&cache, plan(WritePath::Direct)).unwrap();
     assert_eq!(scan(&cache).unwrap(), BLOBS);
     let entry = cache.snap(&key()).entry;
