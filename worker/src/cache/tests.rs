@@ -539,3 +539,29 @@ fn keys_of_which_nothing_is_known_leave_the_table() {
     assert_eq!(erased.status().state, SnapState::Gone);
     assert_eq!(scan(&cache).unwrap(), BLOBS);
 }
+
+/// Goal: a disk that a slice's region had to leave takes nothing from the slice. Method: one disk of three can bring
+/// nothing to its medium, each in turn; only home is needed, since the manifest is there.
+#[test]
+fn a_disk_that_stays_broken_loses_no_slice_but_those_that_are_at_home_there() {
+    let durable = |broken: usize| {
+        let rig = Rig::new(3);
+        let cache = rig.open(HealthLimits::default());
+        cache.recovery();
+        for verb in ["sync", "sync folder"] {
+            rig.disks[broken].clone().with_fault(When::Every(verb), Failure::Error(Errno::IO));
+        }
+        let mut plan = plan(WritePath::Image);
+        plan.regions = Some(3);
+        let loaded = load(&cache, plan);
+        if let Err(error) = loaded {
+            assert!(matches!(error, LoadError::Commit { .. }), "{broken}: {error:?}");
+            return false;
+        }
+        drop(cache);
+        let after = Rig { disks: rig.disks.iter().map(SimDisk::restart).collect(), ..rig };
+        assert_eq!(scan(&after.open(HealthLimits::default())).unwrap(), BLOBS, "{broken}, after a power cut");
+        true
+    };
+    assert_eq!((0..3).filter(|&broken| durable(broken)).count(), 2);
+}

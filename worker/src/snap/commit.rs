@@ -238,7 +238,7 @@ impl Commit {
             spindles,
             metrics: Some(Box::new(self.metrics)),
         };
-        self.sync_folders(all).map_err(|source| CommitError::Manifest { source })?;
+        self.sync_folders(all, &manifest).map_err(|source| CommitError::Manifest { source })?;
         let older = older.iter().find(|older| older.spindles.first() == Some(&home.uuid));
         write_manifest(&home, &manifest, older.map(Arc::as_ref))?;
         Ok(manifest)
@@ -272,8 +272,10 @@ impl Commit {
         }
     }
 
-    fn sync_folders(&self, all: &[Arc<Spindle>]) -> Result<(), DiskError> {
-        for spindle in self.folders.used(all) {
+    /// Only where the manifest says that something is. A disk that a region had to leave may fail once more, and that
+    /// takes nothing from the slice.
+    fn sync_folders(&self, all: &[Arc<Spindle>], manifest: &Manifest) -> Result<(), DiskError> {
+        for spindle in self.folders.used(all).filter(|spindle| manifest.spindles.contains(&spindle.uuid)) {
             spindle.impellers.run(Op::SyncFolder { path: self.folders.folder(spindle) }, None)?;
             spindle.impellers.run(Op::SyncFolder { path: spindle.folder.join(LOADS) }, None)?;
         }
