@@ -29,7 +29,6 @@ use crate::scan::lease::{Held, Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::{Impatience, Patience};
 use crate::scan::threads::ScanThreads;
 use crate::slice::ahead::Ahead;
-use crate::slice::build::RegionBuild;
 use crate::slice::plan::{LoadPlan, REGIONS_MAX};
 use crate::slice::scratch::Scratch;
 use crate::slice::writer::{LoadError, SliceWriter, load_error};
@@ -657,7 +656,7 @@ impl Snap {
                 SliceWriter::new(core, entry, plan, folders.clone(), placed.space, patience)
             });
         open.map_err(|error| {
-            self.core.remove_load(key(), folders, deadline, Vec::new());
+            self.core.remove_load(key(), folders, deadline, || {});
             let event = match error {
                 LoadError::Disk { .. } => SnapEvent::LoadFailed { version },
                 _ => SnapEvent::LoadCancelled { version },
@@ -1239,12 +1238,12 @@ impl CacheCore {
         key: Key,
         folders: LoadFolders,
         deadline: Option<Instant>,
-        builds: Vec<RegionBuild>,
+        leave_behind: impl FnOnce() + Send + 'static,
     ) {
         let spindles = self.spindles.clone();
         let remove = move || {
             if !folders.remove_all(&spindles) {
-                builds.into_iter().for_each(RegionBuild::leave_behind);
+                leave_behind();
             }
         };
         match deadline {

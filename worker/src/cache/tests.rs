@@ -565,3 +565,22 @@ fn a_disk_that_stays_broken_loses_no_slice_but_those_that_are_at_home_there() {
     };
     assert_eq!((0..3).filter(|&broken| durable(broken)).count(), 2);
 }
+
+/// What could not be removed takes its space on.
+#[test]
+fn a_sealed_slice_that_is_dropped_and_can_not_be_removed_stays_counted() {
+    for write_path in [WritePath::Image, WritePath::Direct] {
+        let rig = Rig::new(1);
+        let cache = rig.open(HealthLimits::default());
+        let writer = cache.snap(&key()).open_for_writes(plan(write_path)).unwrap();
+        for number in 0..BLOBS {
+            let mut parcel = ParcelBuilder::default();
+            parcel.push(&vec![number as u8; MIB as usize]).unwrap();
+            writer.queue_parcel(parcel.finish()).unwrap();
+        }
+        let sealed = writer.wait_for_writes().unwrap();
+        rig.disks[0].clone().with_fault(When::Every("unlink"), Failure::Error(Errno::IO));
+        drop(sealed);
+        assert!(cache.spindles()[0].used >= BLOBS * MIB, "{write_path:?}: {:?}", cache.spindles());
+    }
+}

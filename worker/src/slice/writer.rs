@@ -610,8 +610,10 @@ impl Drop for Draft {
             return;
         }
         // Its disk space is free again when its files are gone.
-        let builds = self.regions.iter().filter_map(|turn| turn.next.try_recv().ok()).collect();
-        self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.deadline, builds);
+        let builds: Vec<RegionBuild> =
+            self.regions.iter().filter_map(|turn| turn.next.try_recv().ok()).collect();
+        let leave_behind = || builds.into_iter().for_each(RegionBuild::leave_behind);
+        self.core.remove_load(self.entry.key.clone(), self.folders.clone(), self.deadline, leave_behind);
         let version = self.version;
         // Before it is reported: who waits for the load asks why.
         self.entry.facts().load_error = self.why.get().cloned();
@@ -826,7 +828,10 @@ impl SealedSlice {
 impl Drop for SealedSlice {
     fn drop(&mut self) {
         if !self.closed {
-            self.folders.remove_all(&self.core.spindles);
+            let built = std::mem::take(&mut self.built);
+            let leave_behind = || built.into_iter().for_each(|region| region.writes.leave_behind());
+            let (key, folders) = (self.entry.key.clone(), self.folders.clone());
+            self.core.remove_load(key, folders, self.plan.deadline, leave_behind);
             let version = Version { load: self.folders.load_number, fingerprint: self.plan.fingerprint };
             let failed = self.failed.take();
             let event = match failed {
