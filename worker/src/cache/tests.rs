@@ -584,3 +584,31 @@ fn a_sealed_slice_that_is_dropped_and_can_not_be_removed_stays_counted() {
         assert!(cache.spindles()[0].used >= BLOBS * MIB, "{write_path:?}: {:?}", cache.spindles());
     }
 }
+
+/// Goal: memory that a disk may still read is counted, whoever has given up on it. Method: writes that hang, and a writer
+/// that is dropped.
+#[test]
+fn pieces_that_a_disk_keeps_stay_counted() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    rig.disks[0].clone().with_fault(When::Every("write"), Failure::Hang);
+    let writer = cache.snap(&key()).open_for_writes(plan(WritePath::Direct)).unwrap();
+    let held = || cache.core.pieces.counts().buffers;
+    let reserved = held();
+    // More than a piece for each of both regions, and less than two.
+    for number in 0..3 * cache.core.piece_bytes as u64 / MIB {
+        let mut parcel = ParcelBuilder::default();
+        parcel.push(&vec![number as u8; MIB as usize]).unwrap();
+        writer.queue_parcel(parcel.finish()).unwrap();
+    }
+    assert_eq!(held(), reserved, "pieces are what was reserved");
+    drop(writer);
+    let kept = cache.core.spindles[0].impellers.in_flight_bytes();
+    assert!(kept > 0 && held() == kept, "{kept} bytes are the disk's, {} counted", held());
+    rig.disks[0].let_go();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while held() > 0 {
+        assert!(Instant::now() < deadline, "{} bytes stay counted", held());
+        std::thread::yield_now();
+    }
+}

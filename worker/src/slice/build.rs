@@ -73,7 +73,8 @@ pub(crate) struct RegionBuild {
     site: Site,
     header: Header,
     keeps_image: bool,
-    /// What its pieces may use, whoever else wants memory: so every load that is open can end.
+    /// What its pieces may use, whoever else wants memory: so every load that is open can end. Its writes have it once
+    /// it is begun.
     reserve: Option<MemoryGrant>,
     /// What its spindle has promised to its file, until there is one.
     space: Option<Reservation>,
@@ -149,7 +150,6 @@ impl RegionBuild {
             memory.advance(&self.site, &mut writes)?;
         }
         let image = memory.finish(&self.site, &mut writes, seal.piece_used())?;
-        writes.reserve = self.reserve.take();
         Ok(Some(BuiltRegion {
             // The load's deadline and end are not those of its way to the disk.
             site: Site { patience: Patience::default(), ..self.site.clone() },
@@ -170,25 +170,28 @@ impl RegionBuild {
     fn begin(&mut self) -> Result<Begun, BuildError> {
         let site = &self.site;
         let encoder = RegionEncoder::v2(&self.header, site.piece_bytes)?;
-        let memory = PieceMemory::begin(site, self.keeps_image)?;
         let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
         let file = site.spindle.impellers.run_patiently(site.lane, create, &site.patience)?.into_file();
+        let memory = PieceMemory::begin(site, self.keeps_image, &mut self.reserve)?;
         let space = self.space.take().expect("a region is begun once");
         let space = FileSpace::new(site.spindle.clone(), space);
-        Ok(Begun { encoder, memory, writes: Writes::new(file, space) })
+        Ok(Begun { encoder, memory, writes: Writes::new(file, space, self.reserve.take()) })
     }
 }
 
 impl PieceMemory {
     /// As an image if that is wanted and the budget has room now; else through the reserved pieces.
-    fn begin(site: &Site, keeps_image: bool) -> Result<PieceMemory, BuildError> {
+    fn begin(
+        site: &Site,
+        keeps_image: bool,
+        reserve: &mut Option<MemoryGrant>,
+    ) -> Result<PieceMemory, BuildError> {
         if keeps_image && let Ok(first) = site.budget.try_take_for_image(site.piece_bytes as u64) {
             let image =
                 ImageWriter::new(site.piece_bytes, site.image_bytes_max, first).map_err(BuildError::Arena)?;
             return Ok(PieceMemory::Image { image: Box::new(image) });
         }
-        let current = PieceBuffer::new(site.piece_bytes, site.budget.paging()).map_err(BuildError::Arena)?;
-        Ok(PieceMemory::Reused { current: Some(current) })
+        Ok(PieceMemory::Reused { current: Some(reserved_piece(site, reserve)?) })
     }
 
     fn piece(&mut self) -> &mut [u8] {
@@ -225,7 +228,7 @@ impl PieceMemory {
 
     /// The budget does not allow the image to grow: what it has goes to the disk, and its memory back.
     fn give_up_image(&mut self, site: &Site, writes: &mut Writes) -> Result<(), BuildError> {
-        let next = PieceMemory::begin(site, false)?;
+        let next = PieceMemory::begin(site, false, &mut writes.reserve)?;
         let PieceMemory::Image { image } = std::mem::replace(self, next) else {
             unreachable!("only an image is given up")
         };
@@ -254,6 +257,13 @@ impl PieceMemory {
     }
 }
 
+/// A piece of the reserve. It keeps its share of it wherever it goes: a disk may hold it longer than its load.
+fn reserved_piece(site: &Site, reserve: &mut Option<MemoryGrant>) -> Result<PieceBuffer, BuildError> {
+    let piece = PieceBuffer::new(site.piece_bytes, site.budget.paging()).map_err(BuildError::Arena)?;
+    let reserve = reserve.as_mut().expect("the reserve goes when nothing more is written");
+    Ok(piece.counted(reserve.split(site.piece_bytes as u64)))
+}
+
 /// Marks the reply to a request for space; the other bits say how much.
 const SPACE_TAG: u64 = 1 << 63;
 
@@ -267,13 +277,13 @@ pub(crate) struct Writes {
     pieces: usize,
     failed: Option<WriteError>,
     free: Vec<PieceBuffer>,
-    /// What reused pieces take of the budget; given back when nothing is on its way.
+    /// What pieces that are not made yet may take of the budget; given back when nothing is on its way.
     reserve: Option<MemoryGrant>,
     space: FileSpace,
 }
 
 impl Writes {
-    fn new(file: Arc<SpindleFile>, space: FileSpace) -> Writes {
+    fn new(file: Arc<SpindleFile>, space: FileSpace, reserve: Option<MemoryGrant>) -> Writes {
         let (replies, completions) = replies();
         Writes {
             file,
@@ -284,7 +294,7 @@ impl Writes {
             pieces: 1,
             failed: None,
             free: Vec::new(),
-            reserve: None,
+            reserve,
             space,
         }
     }
@@ -368,7 +378,7 @@ impl Writes {
             }
             if self.pieces < PIECES_PER_REGION {
                 self.pieces += 1;
-                return PieceBuffer::new(site.piece_bytes, site.budget.paging()).map_err(BuildError::Arena);
+                return reserved_piece(site, &mut self.reserve);
             }
             self.wait_for_one(&site.patience)?;
         }
@@ -435,7 +445,7 @@ impl Writes {
     ) -> Result<Writes, BuildError> {
         let create = Op::CreateFile { path: site.full_path.clone(), mode: FileMode::Direct };
         let file = site.spindle.impellers.run_in(site.lane, create, deadline)?.into_file();
-        let mut writes = Writes::new(file, FileSpace::new(site.spindle.clone(), space));
+        let mut writes = Writes::new(file, FileSpace::new(site.spindle.clone(), space), None);
         let mut at = 0;
         while at < image.len() {
             let len = site.piece_bytes.min(image.len() - at);
