@@ -281,6 +281,9 @@ pub(crate) trait Engine {
     /// Started, and not handed over yet.
     fn in_flight(&self) -> usize;
 
+    /// Whether something waits to be handed over, so that [`Engine::poll`] returns at once.
+    fn has_finished(&self) -> bool;
+
     /// How to end a waiting [`Engine::poll`] early. None for an engine that never waits there.
     fn bell(&self) -> Option<Bell>;
 }

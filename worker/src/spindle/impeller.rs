@@ -422,7 +422,9 @@ impl Impeller {
     fn run(mut self) {
         let mut done = Vec::new();
         loop {
-            while self.engine.in_flight() < self.depth {
+            // What is finished is answered before more is begun: an engine may do the next thing right away, and be at it
+            // for long.
+            while self.engine.in_flight() < self.depth && !self.engine.has_finished() {
                 let busy = self.engine.in_flight() > 0;
                 let bell = self.engine.bell();
                 match self.shared.next(self.number, busy, bell) {

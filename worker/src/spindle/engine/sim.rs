@@ -382,6 +382,10 @@ impl Engine for SimEngine {
         self.pending.len() + self.hung.len() + self.finished.len()
     }
 
+    fn has_finished(&self) -> bool {
+        !self.finished.is_empty()
+    }
+
     fn bell(&self) -> Option<Bell> {
         let (disk, rung) = (self.disk.clone(), self.rung.clone());
         Some(Arc::new(move || {

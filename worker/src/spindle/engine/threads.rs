@@ -42,6 +42,10 @@ impl Engine for ThreadsEngine {
         self.finished.len()
     }
 
+    fn has_finished(&self) -> bool {
+        !self.finished.is_empty()
+    }
+
     fn bell(&self) -> Option<Bell> {
         None // Everything is finished by the time `start` returns.
     }

@@ -234,6 +234,10 @@ impl Engine for UringEngine {
         self.flights.len() + self.finished.len()
     }
 
+    fn has_finished(&self) -> bool {
+        !self.finished.is_empty()
+    }
+
     fn bell(&self) -> Option<Bell> {
         let bell = self.bell.clone();
         Some(Arc::new(move || {
