@@ -220,7 +220,9 @@ impl Tellings {
         let (tag, deadline) = (self.next, Instant::now() + DROP_CACHE_WAIT_MAX);
         self.next += 1;
         let reply = self.replies.tag(tag);
-        if spindle.impellers.submit(Lane::HOUSE, Op::DropCache { file }, reply, Some(deadline)).is_ok() {
+        let op = Op::DropCache { file };
+        // However full its queue is: the memory on other disks must not wait behind this one.
+        if spindle.impellers.submit_at_once(Lane::HOUSE, op, reply, Some(deadline)).is_ok() {
             self.under_way.insert(tag);
         }
     }

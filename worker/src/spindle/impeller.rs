@@ -276,6 +276,21 @@ impl Impellers {
         self.shared.push(lane, op, reply, patience)
     }
 
+    /// Queues an operation without waiting, also if the queue is full: for what holds no bytes, and is the house's. It is not
+    /// begun after the deadline.
+    ///
+    /// # Errors
+    /// The spindle is closed.
+    pub(crate) fn submit_at_once(
+        &self,
+        lane: Lane,
+        op: Op,
+        reply: Reply,
+        deadline: Option<Instant>,
+    ) -> Result<(), SubmitError> {
+        self.shared.push_at_once(lane, op, reply, deadline)
+    }
+
     /// Waits until the queue is not full, after those who came before. The room is nobody's then: whoever
     /// submits may have to wait all the same, though seldom.
     pub(crate) fn wait_for_room(&self, patience: &Patience) -> Result<(), Refusal> {
@@ -602,21 +617,39 @@ impl Shared {
         reply: Reply,
         patience: &Patience,
     ) -> Result<(), SubmitError> {
-        let weight = weight_of(&op);
-        let mut queue = match self.wait_for_room(lock(&self.queue), weight, patience) {
+        let queue = match self.wait_for_room(lock(&self.queue), weight_of(&op), patience) {
             Ok(queue) => queue,
             Err(reason) => return Err(SubmitError { op, reason }),
         };
-        let deadline = patience.deadline;
-        queue.weight_held += weight;
-        queue.push(lane, Job { op, reply, deadline });
+        self.enter(queue, lane, Job { op, reply, deadline: patience.deadline });
+        Ok(())
+    }
+
+    fn push_at_once(
+        &self,
+        lane: Lane,
+        op: Op,
+        reply: Reply,
+        deadline: Option<Instant>,
+    ) -> Result<(), SubmitError> {
+        let queue = lock(&self.queue);
+        if queue.phase != Phase::Open {
+            return Err(SubmitError { op, reason: Refusal::Closed });
+        }
+        self.enter(queue, lane, Job { op, reply, deadline });
+        Ok(())
+    }
+
+    /// Queues it, and wakes an impeller for it.
+    fn enter(&self, mut queue: MutexGuard<'_, Queue>, lane: Lane, job: Job) {
+        queue.weight_held += weight_of(&job.op);
+        queue.push(lane, job);
         if queue.idle > 0 {
             self.work.notify_one();
         } else if let Some((_, bell)) = queue.open.pop_first() {
             drop(queue);
             bell();
         }
-        Ok(())
     }
 
     /// Waits until there is room for this much, in the order of arrival.

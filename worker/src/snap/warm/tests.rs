@@ -461,3 +461,33 @@ fn memory_comes_back_though_the_page_cache_can_not_be_told() {
     disk.heal();
     disk.let_go();
 }
+
+/// Goal: memory on other disks does not wait for a disk that has more to do than it takes on. Method: the spindle's queue is
+/// filled with writes that hang, then several mapped regions go.
+#[test]
+fn memory_comes_back_though_the_queue_of_its_disk_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SimDisk::healthy(folder.path(), 1);
+    let cache = sim_cache(folder.path(), &disk, Residence::Map);
+    load(&cache, 5, 5);
+    assert!(cache.snap(&key()).evict());
+    drop(cache.lease(&key(), Want::Latest, None).map(|lease| scan(&lease).unwrap()).unwrap());
+    let _ = disk.clone().with_fault(When::Every("write"), Failure::Hang);
+    let impellers = &cache.core_for_tests().spindles[0].impellers;
+    let (replies, _kept) = replies();
+    let mut queued = 0;
+    loop {
+        let op = Op::WriteSmall { path: folder.path().join(format!("{queued}")), bytes: vec![0; 1 << 20] };
+        let soon = Instant::now() + Duration::from_millis(300);
+        if impellers.submit(Lane(queued), op, replies.tag(queued), Some(soon)).is_err() {
+            break;
+        }
+        queued += 1;
+    }
+    assert!(queued > 1);
+    // An evict waits for two seconds at most; of a second for each region three would be left.
+    assert!(cache.snap(&key()).evict());
+    assert_eq!(cache.memory().unwrap().mapped, 0);
+    disk.heal();
+    disk.let_go();
+}

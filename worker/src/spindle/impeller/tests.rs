@@ -531,3 +531,25 @@ fn what_is_finished_is_answered_before_the_next_is_begun() {
     last.let_go();
     assert_eq!(next(), Ok(2));
 }
+
+/// What must not wait for room gets in all the same, and is done in its turn.
+#[test]
+fn a_full_queue_takes_what_does_not_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let hang = Hang::new(&folder, "hang");
+    let impellers = start();
+    let (replies, completions) = replies();
+    let file = create(&impellers, &folder.path().join("a"));
+    hang.hold(&impellers, &replies);
+    let rest = vec![7; (16 * MIB - OP_WEIGHT) as usize];
+    impellers.submit(Lane(0), write(&file, 0, &rest), replies.tag(0), None).unwrap();
+    let look = || Op::Length { path: folder.path().to_owned() };
+    let refused = impellers.submit(Lane(1), look(), replies.tag(99), soon(0)).unwrap_err();
+    assert_eq!(refused.reason, Refusal::Late);
+    impellers.submit_at_once(Lane(1), look(), replies.tag(100), Some(later())).unwrap();
+    hang.let_go();
+    while completions.recv_timeout(Duration::from_secs(20)).unwrap().tag != 100 {}
+    impellers.close(later());
+    let refused = impellers.submit_at_once(Lane(1), look(), replies.tag(101), None).unwrap_err();
+    assert_eq!(refused.reason, Refusal::Closed);
+}
