@@ -191,7 +191,8 @@ fn reap(orders: &Receiver<Order>, budget: &MemoryBudget) {
 /// since for a moment it is in the way of others.
 fn prepare(budget: &MemoryBudget, piece_bytes: usize) {
     let counts = budget.counts();
-    let free = counts.residence_max - counts.images - counts.mapped;
+    // There may be more than is allowed since a moment ago.
+    let free = counts.residence_max.saturating_sub(counts.images + counts.mapped);
     let pieces = |bytes: u64| bytes / piece_bytes as u64;
     if pieces(counts.spares) >= PIECES_AHEAD || pieces(free) < 2 * PIECES_AHEAD {
         return;
@@ -246,4 +247,19 @@ fn bury(remains: Remains) -> Option<(Weak<Spindle>, Arc<SpindleFile>)> {
     drop(bytes);
     drop((grant, space));
     dropped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More may be in use than is allowed since a moment ago: then there is nothing to spare.
+    #[test]
+    fn nothing_is_prepared_where_memory_was_made_less_than_is_used() {
+        let budget = MemoryBudget::new(64 << 20, 1 << 20);
+        let _used = budget.take(MemoryUse::Images, 48 << 20, None).unwrap();
+        budget.resize(8 << 20);
+        prepare(&budget, 1 << 20);
+        assert_eq!(budget.counts().spares, 0);
+    }
 }
