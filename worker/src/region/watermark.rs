@@ -82,7 +82,10 @@ impl Watermark {
     pub(crate) fn readable(&self, from: u64, patience: &Patience) -> Result<u64, RegionFault> {
         match self.enough(from) {
             Some(reached) => Ok(reached),
-            None => patience.wait(pin!(Beyond { mark: self, from })).map_err(RegionFault::Impatience)?,
+            None => {
+                let beyond = Beyond { mark: self, from, left: None };
+                patience.wait(pin!(beyond)).map_err(RegionFault::Impatience)?
+            }
         }
     }
 
@@ -105,15 +108,18 @@ impl Watermark {
 struct Beyond<'a> {
     mark: &'a Watermark,
     from: u64,
+    /// What it has left with the mark.
+    left: Option<Waker>,
 }
 
 impl Future for Beyond<'_> {
     type Output = Result<u64, RegionFault>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut waiting = self.mark.lock();
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mark = self.mark;
+        let mut waiting = mark.lock();
         // Under the lock, which a move takes after it: it is seen here, or finds the waker.
-        if let Some(reached) = self.mark.enough(self.from) {
+        if let Some(reached) = mark.enough(self.from) {
             return Poll::Ready(Ok(reached));
         }
         if let Some(why) = &waiting.fault {
@@ -122,7 +128,18 @@ impl Future for Beyond<'_> {
         if !waiting.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
             waiting.wakers.push(context.waker().clone());
         }
+        self.left = Some(context.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Beyond<'_> {
+    /// A mark that does not move must not gather those who have gone. Nobody else waits with the same waker: each wait
+    /// is a thread's own.
+    fn drop(&mut self) {
+        if let Some(left) = &self.left {
+            self.mark.lock().wakers.retain(|waker| !waker.will_wake(left));
+        }
     }
 }
 
@@ -170,6 +187,16 @@ mod tests {
         mark.publish(5);
         assert_eq!(mark.readable(0, &no_patience()).unwrap(), 5, "what is there is given without patience");
         assert!(is_late(mark.readable(5, &no_patience())));
+    }
+
+    #[test]
+    fn who_has_waited_in_vain_leaves_nothing_behind() {
+        let mark = Watermark::new(10);
+        for _ in 0..100 {
+            let patience = Patience::until(Some(Instant::now() + Duration::from_micros(10)));
+            assert!(is_late(mark.readable(0, &patience)));
+        }
+        assert_eq!(mark.lock().wakers.len(), 0);
     }
 
     #[test]
