@@ -291,15 +291,15 @@ impl Attempt {
                 }
                 Err(error) => answer.give(Err(error)),
             };
-            let warmers = &warmth.spindles[number].warmers;
-            if let Err(source) = warmers.look(job) {
-                // The job, and with it the answer, is gone: what it said by that is less than what we know.
-                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-                found.error = Some(WarmError::Threads { index, source });
-            }
+            warmers.look(job);
         }
     }
 
+            let warmers = &warmth.spindles[number].warmers;
+            if let Err(source) = warmers.start() {
+                answer.give(Err(WarmError::Threads { index, source }));
+                continue;
+            }
     fn answer(&self, index: u32, look: Result<Arc<HotRegion>, WarmError>) {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         match look {
