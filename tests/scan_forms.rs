@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -408,16 +408,19 @@ fn a_closure_ends_its_scan_with_an_error_of_its_own() {
 }
 
 fn flip(file: &Path, at: u64, mask: u8) {
-    let mut byte = [std::fs::read(file).unwrap()[at as usize]];
-    byte[0] ^= mask;
-    let mut file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
-    file.seek(SeekFrom::Start(at)).unwrap();
-    file.write_all(&byte).unwrap();
+    flip_in(&std::fs::OpenOptions::new().read(true).write(true).open(file).unwrap(), at, mask);
+}
+
+fn flip_in(file: &std::fs::File, at: u64, mask: u8) {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ mask], at).unwrap();
     file.sync_all().unwrap();
 }
 
 /// Goal: a byte that changed on the disk is an error before anybody sees its blob, whatever the closure does with
-/// the error. Method: flip one in each checksum block in turn.
+/// the error. Method: flip one in each checksum block in turn. The first one takes the slice out of service, and the lease
+/// keeps its files open.
 #[test]
 fn a_stream_hands_out_nothing_of_a_block_that_was_flipped() {
     for engine in [IoEngine::Auto, IoEngine::Threads] {
@@ -425,10 +428,11 @@ fn a_stream_hands_out_nothing_of_a_block_that_was_flipped() {
         let (cache, key, blobs) = small(folder.path(), engine);
         let expected = set_of(&blobs);
         let file = region_files(folder.path()).remove(0);
-        let file_bytes = std::fs::metadata(&file).unwrap().len();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+        let file_bytes = file.metadata().unwrap().len();
         let lease = lease(&cache, &key, Reading::Stream);
         for at in (5000..file_bytes - (128 << 10)).step_by(1 << 20) {
-            flip(&file, at, 4);
+            flip_in(&file, at, 4);
             let seen = expected.clone();
             let swallow = move |blobs: &mut Blobs<'_>, _: &mut ()| {
                 let mut set = BlobSet::new();
@@ -441,7 +445,7 @@ fn a_stream_hands_out_nothing_of_a_block_that_was_flipped() {
             let error = lease.scan(swallow, |(), ()| ()).unwrap_err();
             assert!(matches!(error, ScanError::Damaged { .. }), "byte {at}: {error}");
             assert!(lease.scan(collect, join).is_err(), "byte {at}");
-            flip(&file, at, 4);
+            flip_in(&file, at, 4);
         }
         assert!(lease.scan(collect, join).unwrap() == expected, "{engine:?}");
     }
@@ -460,6 +464,11 @@ fn a_stream_of_a_file_that_was_cut_is_an_error() {
     assert!(matches!(error, ScanError::Lost { .. }), "{error}");
     let mut options = LeaseOptions::default();
     options.reading = Reading::Stream;
+    let error = cache.lease_with(&key, &options).unwrap_err();
+    assert!(matches!(error, LeaseError::NotThere { .. }), "it was dropped: {error}");
+    let (cache, key, _) = small(folder.path().join("another").as_path(), IoEngine::Auto);
+    let file = region_files(&folder.path().join("another")).remove(0);
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(bytes / 2).unwrap();
     let error = cache.lease_with(&key, &options).unwrap_err();
     assert!(matches!(error, LeaseError::Warm { .. }), "{error}");
 }
@@ -497,10 +506,14 @@ fn verifying_is_a_setting() {
         let lease = lease(&open(Verify::Never), &key, reading);
         assert_eq!(lease.scan(count, |a, b| a + b).unwrap(), 40_000, "{reading:?}");
     }
-    let cache = open(Verify::WhenRead);
-    assert!(lease(&cache, &key, Reading::Stream).scan(count, |a, b| a + b).is_err());
-    // Last, since bringing it into memory finds the damage and drops it.
-    assert!(lease(&cache, &key, Reading::Memory).scan(count, |a, b| a + b).is_err());
+    // Each that finds the damage drops the slice.
+    for reading in READINGS {
+        let cache = open(Verify::WhenRead);
+        assert!(lease(&cache, &key, reading).scan(count, |a, b| a + b).is_err(), "{reading:?}");
+        drop(cache);
+        drop(small(folder.path(), IoEngine::Auto));
+        flip(&region_files(folder.path()).remove(0), at, 1);
+    }
 }
 
 /// Blobs larger than a ring take memory from the budget; one that has no room there is refused with the numbers.

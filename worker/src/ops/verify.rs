@@ -35,6 +35,7 @@ pub(super) struct Verifying<'a> {
 enum Problem {
     Damaged(FormatError),
     OtherRegion,
+    NoFile,
     /// Nobody knows how it is.
     Unread(OperationError),
 }
@@ -69,6 +70,7 @@ impl Verifying<'_> {
                 Ok(()) => continue,
                 Err(Problem::Unread(error)) => return Err(error),
                 Err(Problem::OtherRegion) => (None, "it is not the region that was committed".to_owned()),
+                Err(Problem::NoFile) => (None, "it is gone".to_owned()),
                 Err(Problem::Damaged(error)) => (block_of(&error), error.to_string()),
             };
             files.push(DamagedFile { path: self.path(manifest, record), block, why });
@@ -97,6 +99,7 @@ impl Verifying<'_> {
         let region = opened.map_err(|error| match error {
             WarmError::Damaged { source, .. } => Problem::Damaged(source),
             WarmError::OtherRegion { .. } => Problem::OtherRegion,
+            WarmError::NoFile { .. } => Problem::NoFile,
             WarmError::Disk { source, .. } => source.into(),
             WarmError::Memory { source } => Problem::Unread(OperationError::Memory { source }),
             error => Problem::Unread(OperationError::Warm { source: error.into() }),

@@ -25,17 +25,10 @@ pub(crate) struct SealedFile {
 }
 
 impl SealedFile {
-    /// A file that a manifest names, of the length that the manifest says.
-    ///
-    /// # Errors
-    /// If its length is another one: then it is not the file that was committed.
-    pub(crate) fn committed(file: Arc<SpindleFile>, bytes: u64) -> io::Result<SealedFile> {
-        let found = length_of(&file)?;
-        if found != bytes {
-            let text = format!("the file has {found} bytes, the manifest says {bytes}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        Ok(SealedFile { file, bytes })
+    /// A file that a manifest names, if it has the length that the manifest says: one that has not is not the file
+    /// that was committed.
+    pub(crate) fn committed(file: Arc<SpindleFile>, bytes: u64) -> io::Result<Option<SealedFile>> {
+        Ok((length_of(&file)? == bytes).then_some(SealedFile { file, bytes }))
     }
 }
 
@@ -114,7 +107,12 @@ impl RegionMap {
     /// some must not count.
     pub(crate) fn is_whole(&self) -> bool {
         let has_faulted = self.watch.as_ref().is_some_and(sigbus::Watch::has_faulted);
-        !has_faulted && length_of(&self.file.file).is_ok_and(|length| length == self.file.bytes)
+        !has_faulted && self.has_its_length()
+    }
+
+    /// Whether the file is still as long as it was.
+    pub(crate) fn has_its_length(&self) -> bool {
+        length_of(&self.file.file).is_ok_and(|length| length == self.file.bytes)
     }
 
     /// How many of its bytes are in memory now.

@@ -105,6 +105,7 @@ pub(crate) fn large_bytes_mapped(impellers: &Impellers, folder: &Path) -> Result
     let _ = run(Op::Unlink { path });
     let map = || {
         let file = SealedFile::committed(written?, PROBE_BYTES as u64).map_err(text)?;
+        let file = file.ok_or("the file is not as long as was written")?;
         let map = RegionMap::new(file, false).map_err(text)?;
         map.expect_front_to_back().map_err(text)?;
         map.populate(0..PROBE_BYTES).map_err(text)?;

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pelton_region_format::{Fingerprint, Frame, Key};
@@ -207,6 +207,10 @@ enum Leased {
 pub struct Partition {
     region: Region,
     key: Key,
+    /// Who is told if it is found that the bytes are not what was written. It is not kept by its partitions: they may
+    /// outlive their lease on a scan thread, which must not close what it is a part of.
+    entry: Weak<Entry>,
+    version: Version,
     core: Option<usize>,
     /// Which part of how many.
     part: (u64, u64),
@@ -309,8 +313,16 @@ impl Lease {
                 Leased::Stream(slice) => Region::Stream(slice.regions[n].clone()),
             };
             let core = self.threads().core_of(region.index());
-            Partition { region, key: self.key().clone(), core, part: (0, 1) }
+            let (key, entry) = (self.key().clone(), Arc::downgrade(&self.held.entry));
+            Partition { region, key, entry, version: self.version(), core, part: (0, 1) }
         })
+    }
+
+    fn version(&self) -> Version {
+        match &self.slice {
+            Leased::Memory(slice) => slice.version(),
+            Leased::Stream(slice) => slice.version,
+        }
     }
 }
 
@@ -376,7 +388,10 @@ impl Partition {
         T: Default,
         F: FnOnce(&mut Blobs<'_>, &mut T) -> Result<(), FoldError>,
     {
-        let fault = |fault: FoldError| ScanError::of_region(&self.key, self.index(), fault);
+        let fault = |fault: FoldError| {
+            self.tell(&fault);
+            ScanError::of_region(&self.key, self.index(), fault)
+        };
         patience.check().map_err(|impatience| fault(impatience.into()))?;
         let (n, k) = self.part;
         let measure = Measure::begin();
@@ -420,8 +435,11 @@ impl Partition {
         });
         let folded = catch_unwind(run); // What it had in hand is dropped if it panics.
         let waited = blobs.waited();
+        let own = blobs.into_fault();
+        // Whatever the closure makes of it. What the closure says by itself is not asked: it may say anything.
+        own.iter().for_each(|fault| self.tell(fault));
         match folded {
-            Ok(Ok(value)) => match blobs.into_fault() {
+            Ok(Ok(value)) => match own {
                 None => Ok((value, waited)),
                 // The fold has swallowed it: the value is not that of the whole region.
                 Some(swallowed) => Err(fault(swallowed)),
@@ -432,6 +450,29 @@ impl Partition {
                 index: self.index(),
                 message: message_of(panic),
             }),
+        }
+    }
+
+    /// Takes the slice out of service if its bytes, or its files, are not what was written.
+    fn tell(&self, fault: &FoldError) {
+        let index = self.index();
+        let error = match (&self.region, fault) {
+            // Whoever was bringing it in has told.
+            (Region::Memory(region), _) if region.watermark().failure().is_some() => return,
+            (_, FoldError::Damaged(source)) => WarmError::Damaged { index, source: (**source).clone() },
+            (Region::Memory(region), FoldError::Lost) => region.why_lost(),
+            (Region::Stream(region), FoldError::Lost) => {
+                WarmError::OtherLength { index, expected: region.file_bytes() }
+            }
+            _ => return,
+        };
+        let Some(entry) = self.entry.upgrade() else { return };
+        match &self.region {
+            // Brought in by others meanwhile, or kept from its load.
+            Region::Stream(_) if entry.has_whole_image(self.version) => {
+                entry.files_damaged(self.version, Arc::new(error));
+            }
+            _ => entry.warming_failed(self.version, Arc::new(error)),
         }
     }
 

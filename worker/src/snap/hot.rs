@@ -17,6 +17,7 @@ use crate::scan::patience::Patience;
 use crate::snap::manifest::FileCount;
 use crate::snap::reaper::{ReaperInbox, Remains};
 use crate::snap::state::Version;
+use crate::snap::warm::WarmError;
 use crate::spindle::held::Spindle;
 
 /// Where a hot region's bytes lie.
@@ -162,6 +163,18 @@ impl HotRegion {
             at = self.readable(at, patience)?;
         }
         Ok(self.bytes().bytes())
+    }
+
+    /// Why its bytes can't be trusted any more, if [`is_whole`](HotRegion::is_whole) says so.
+    pub(crate) fn why_lost(&self) -> WarmError {
+        let (index, expected) = (self.index, self.bytes().len());
+        match self.bytes() {
+            RegionBytes::Map(map) if map.has_its_length() => {
+                let source = io::Error::other("the disk could not be read while it was scanned");
+                WarmError::Map { index, source }
+            }
+            _ => WarmError::OtherLength { index, expected },
+        }
     }
 
     /// Whether the bytes can still be trusted after they were read: a map that lost its file's end shows zeros.

@@ -9,10 +9,10 @@ use pelton_region_format::{Fingerprint, FormatError, Frame, Header, Key, PAGE_BY
 use crate::budget::memory::{MemoryBudget, MemoryGrant, MemoryUse};
 use crate::cache::CacheCore;
 use crate::config::Verify;
-use crate::events::EventHub;
 use crate::region::arena::{Paging, PieceBuffer};
 use crate::scan::patience::Patience;
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
+use crate::snap::state::Version;
 use crate::snap::warm::WarmError;
 use crate::spindle::engine::{DiskError, Op, Outcome};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
@@ -24,6 +24,8 @@ use crate::spindle::impeller::{Lane, replies};
 pub(crate) struct StreamSlice {
     pub(crate) key: Key,
     pub(crate) fingerprint: Fingerprint,
+    /// What the decider calls it.
+    pub(crate) version: Version,
     pub(crate) regions: Vec<Arc<StreamRegion>>,
 }
 
@@ -38,8 +40,6 @@ pub(crate) struct StreamRegion {
     pub(crate) lane: Lane,
     pub(crate) verify: Verify,
     pub(crate) memory: StreamMemory,
-    /// Where damage is counted.
-    pub(crate) events: Arc<EventHub>,
     header: Header,
     trailer: Trailer,
     /// What stands behind the body.
@@ -73,7 +73,8 @@ pub(crate) fn open_stream(
         StreamRegion::open(core, manifest, record, lane, &patience).map(Arc::new)
     };
     let regions = manifest.regions.iter().map(open).collect::<Result<_, _>>()?;
-    Ok(Arc::new(StreamSlice { key: manifest.key.clone(), fingerprint: manifest.fingerprint, regions }))
+    let (key, version) = (manifest.key.clone(), manifest.version());
+    Ok(Arc::new(StreamSlice { key, fingerprint: version.fingerprint, version, regions }))
 }
 
 impl StreamRegion {
@@ -95,7 +96,8 @@ impl StreamRegion {
             .find(|spindle| spindle.uuid == uuid)
             .ok_or(WarmError::NoSpindle { index })?;
         let open = Op::OpenFile { path: spindle.folder.join(&record.path), mode: FileMode::Direct };
-        let file = spindle.impellers.run_patiently(lane, open, patience).map_err(disk)?.into_file();
+        let opened = spindle.impellers.run_patiently(lane, open, patience);
+        let file = opened.map_err(|source| WarmError::of_open(index, source))?.into_file();
         let read = |from: u64, to: u64| read(spindle, &file, from, to, lane, patience).map_err(disk);
         let cut = |place, offset, found: &[u8], expected| {
             let found = found.len() as u64;
@@ -126,7 +128,6 @@ impl StreamRegion {
             lane,
             verify: core.verify,
             memory: core.streams.clone(),
-            events: core.events.clone(),
             header,
             trailer,
             tail,

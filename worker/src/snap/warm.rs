@@ -86,6 +86,20 @@ pub enum WarmError {
         /// Which region.
         index: u32,
     },
+    /// The file that the manifest names is not there any more. Drop the slice and load it again.
+    #[error("the file of region {index} is gone")]
+    NoFile {
+        /// Which region.
+        index: u32,
+    },
+    /// The file was cut, or has grown, since it was committed. Drop the slice and load it again.
+    #[error("the file of region {index} has not the {expected} bytes any more that were committed")]
+    OtherLength {
+        /// Which region.
+        index: u32,
+        /// How many bytes the manifest says.
+        expected: u64,
+    },
     /// The manifest on the disk is not the one that was committed. Drop the slice and load it again.
     #[error("its manifest is not what was written: {why}")]
     Manifest {
@@ -129,7 +143,27 @@ pub enum WarmError {
 impl WarmError {
     /// Whether the slice is not what was written.
     pub(crate) fn is_damage(&self) -> bool {
-        matches!(self, WarmError::Damaged { .. } | WarmError::OtherRegion { .. } | WarmError::Manifest { .. })
+        match self {
+            WarmError::Damaged { .. } | WarmError::OtherRegion { .. } | WarmError::Manifest { .. } => true,
+            WarmError::NoFile { .. } | WarmError::OtherLength { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What it means that a committed region's file could not be opened.
+    pub(crate) fn of_open(index: u32, source: DiskError) -> WarmError {
+        match source.kind() {
+            io::ErrorKind::NotFound => WarmError::NoFile { index },
+            _ => WarmError::Disk { index, source },
+        }
+    }
+
+    /// What it means that a region's map could not be filled.
+    fn of_populate(index: u32, map: &RegionMap, source: io::Error) -> WarmError {
+        match map.has_its_length() {
+            true => WarmError::Map { index, source },
+            false => WarmError::OtherLength { index, expected: map.bytes().len() as u64 },
+        }
     }
 }
 
@@ -266,6 +300,11 @@ impl Attempt {
                 answer.give(Err(WarmError::NoSpindle { index }));
                 continue;
             };
+            let warmers = &warmth.spindles[number].warmers;
+            if let Err(source) = warmers.start() {
+                answer.give(Err(WarmError::Threads { index, source }));
+                continue;
+            }
             let look = Look {
                 record: record.clone(),
                 spindle: spindles[number].clone(),
@@ -295,11 +334,6 @@ impl Attempt {
         }
     }
 
-            let warmers = &warmth.spindles[number].warmers;
-            if let Err(source) = warmers.start() {
-                answer.give(Err(WarmError::Threads { index, source }));
-                continue;
-            }
     fn answer(&self, index: u32, look: Result<Arc<HotRegion>, WarmError>) {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         match look {
@@ -425,7 +459,8 @@ impl Look {
         let maps = self.residence.maps(&self.spindle);
         let mode = if maps { FileMode::Buffered } else { FileMode::Direct };
         let open = Op::OpenFile { path: self.spindle.folder.join(&self.record.path), mode };
-        let file = self.disk(open)?.into_file();
+        let opened = self.spindle.impellers.run_in(self.lane, open, None);
+        let file = opened.map_err(|source| WarmError::of_open(index, source))?.into_file();
         let (bytes, way) = if maps { self.map(file)? } else { self.image(file)? };
         let frame = bytes.frame().map_err(|source| WarmError::Damaged { index, source })?;
         if frame.trailer().content_id != content_id {
@@ -439,9 +474,11 @@ impl Look {
     }
 
     fn map(&self, file: Arc<SpindleFile>) -> Result<(RegionBytes, Way), WarmError> {
-        let map = || {
-            let sealed = SealedFile::committed(file, self.record.file_bytes)?;
-            let map = RegionMap::new(sealed, self.guards_maps)?;
+        let (index, expected) = (self.record.index, self.record.file_bytes);
+        let sealed = SealedFile::committed(file, expected).map_err(|source| self.no_map(source))?;
+        let sealed = sealed.ok_or(WarmError::OtherLength { index, expected })?;
+        let map = RegionMap::new(sealed, self.guards_maps).map_err(|source| self.no_map(source))?;
+        let look = || {
             let len = map.bytes().len();
             // Before anything is brought in: only what is there has been verified.
             let is_there = self.is_verified && map.resident_bytes()? == len as u64;
@@ -452,9 +489,9 @@ impl Look {
             if let Ok(body_end) = body_end(&map) {
                 map.populate(body_end - body_end % LARGE_PAGE_BYTES..len)?;
             }
-            Ok((map, is_there))
+            Ok(is_there)
         };
-        let (map, is_there) = map().map_err(|source| self.no_map(source))?;
+        let is_there = look().map_err(|source| WarmError::of_populate(index, &map, source))?;
         Ok((RegionBytes::Map(map), Way::Map { is_there }))
     }
 
@@ -464,8 +501,7 @@ impl Look {
         let bytes = self.record.file_bytes;
         let found = self.disk(Op::LengthOf { file: file.clone() })?.into_length();
         if found != bytes {
-            let text = format!("the file has {found} bytes, the manifest says {bytes}");
-            return Err(self.no_map(io::Error::new(io::ErrorKind::InvalidData, text)));
+            return Err(WarmError::OtherLength { index, expected: bytes });
         }
         let len = usize::try_from(bytes).expect("addresses have 64 bits");
         let (mut image, mut rooms) = Image::to_fill(len, self.grant.spares(), self.grant.paging())
@@ -494,7 +530,7 @@ impl Look {
     /// Fills one room and waits for it.
     fn read(&self, file: &Arc<SpindleFile>, room: ImageRoom) -> Result<ImageRoom, WarmError> {
         let (op, wanted) = read_into(file, room, self.record.file_bytes);
-        filled(self.record.index, self.disk(op)?, wanted)
+        filled(self.record.index, self.disk(op)?, wanted, self.record.file_bytes)
     }
 
     fn disk(&self, op: Op) -> Result<Outcome, WarmError> {
@@ -524,13 +560,11 @@ fn read_into(file: &Arc<SpindleFile>, room: ImageRoom, file_bytes: u64) -> (Op, 
 }
 
 /// The filled room, if all that the file should have came.
-fn filled(index: u32, outcome: Outcome, wanted: usize) -> Result<ImageRoom, WarmError> {
+fn filled(index: u32, outcome: Outcome, wanted: usize, expected: u64) -> Result<ImageRoom, WarmError> {
     let (room, len) = outcome.into_read_back();
     let room = *room.into_any().downcast::<ImageRoom>().expect("what was handed in");
     if len < wanted {
-        let text = format!("the file ends at {}, inside of the region", room.offset() + len);
-        let source = io::Error::new(io::ErrorKind::UnexpectedEof, text);
-        return Err(WarmError::Map { index, source });
+        return Err(WarmError::OtherLength { index, expected }); // Cut since the look.
     }
     Ok(room)
 }
@@ -731,7 +765,7 @@ fn populate(
     steps: &Steps<'_>,
     tell: &mut dyn FnMut(u64) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    let failed = |source| Stop::Failed(WarmError::Map { index: region.index, source });
+    let failed = |source| Stop::Failed(WarmError::of_populate(region.index, map, source));
     let len = map.bytes().len();
     let mut at = 0;
     while at < len {
@@ -815,13 +849,13 @@ impl<'a> Reads<'a> {
     }
 
     fn next_filled(&mut self) -> Result<ImageRoom, Stop> {
-        let index = self.region.index;
+        let (index, expected) = (self.region.index, self.image.len() as u64);
         let completion = self.completions.recv().expect("each read is answered, and `replies` lives");
         self.in_flight -= 1;
         completion
             .result
             .map_err(|source| WarmError::Disk { index, source })
-            .and_then(|outcome| filled(index, outcome, completion.tag as usize))
+            .and_then(|outcome| filled(index, outcome, completion.tag as usize, expected))
             .map_err(Stop::Failed)
     }
 

@@ -491,3 +491,122 @@ fn memory_comes_back_though_the_queue_of_its_disk_is_full() {
     disk.heal();
     disk.let_go();
 }
+
+fn streamed(cache: &Cache) -> Result<Lease, LeaseError> {
+    cache.lease_with(&key(), &LeaseOptions { reading: Reading::Stream, ..LeaseOptions::default() })
+}
+
+fn is_not_there(cache: &Cache) -> bool {
+    matches!(cache.lease(&key(), Want::Latest, None), Err(LeaseError::NotThere { .. }))
+}
+
+/// Whatever the closure makes of the error.
+#[test]
+fn damage_that_a_stream_finds_takes_the_slice_out_of_service() {
+    use std::os::unix::fs::FileExt;
+
+    type Fold = fn(&mut Blobs<'_>, &mut Sums) -> Result<(), crate::scan::blobs::FoldError>;
+
+    let hand_on: Fold = |blobs, _| {
+        while blobs.next()?.is_some() {}
+        Ok(())
+    };
+    let swallow: Fold = |blobs, _| {
+        while let Ok(Some(_)) = blobs.next() {}
+        Ok(())
+    };
+    let panic: Fold = |blobs, _| {
+        while blobs.next().unwrap().is_some() {}
+        Ok(())
+    };
+    for (name, fold) in [("handed on", hand_on), ("swallowed", swallow), ("a panic", panic)] {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), Residence::Map, IoEngine::Auto);
+        load(&cache, 2, 40);
+        assert!(cache.snap(&key()).evict());
+        let path = region_files(folder.path()).remove(1);
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 15 << 20).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], 15 << 20).unwrap();
+        file.sync_all().unwrap();
+        let lease = streamed(&cache).unwrap();
+        let error = lease.scan(fold, |sums, _| sums).unwrap_err();
+        match name {
+            "a panic" => assert!(matches!(error, ScanError::Panicked { index: 1, .. }), "{name}: {error}"),
+            _ => assert!(matches!(error, ScanError::Damaged { index: 1, .. }), "{name}: {error}"),
+        }
+        assert_eq!(cache.stats().verification_failures, 1, "{name}");
+        assert!(is_not_there(&cache), "{name}");
+        wait_until_dropped(&cache, folder.path());
+        load(&cache, 2, 40);
+        let again = cache.lease(&key(), Want::Latest, None).unwrap();
+        assert_eq!(scan(&again).unwrap(), expected(40), "{name}");
+    }
+}
+
+/// What a closure says by itself is its own matter.
+#[test]
+fn damage_that_a_closure_makes_up_drops_nothing() {
+    use crate::scan::blobs::FoldError;
+
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path(), Residence::Map, IoEngine::Auto);
+    load(&cache, 2, 4);
+    assert!(cache.snap(&key()).evict());
+    let lease = streamed(&cache).unwrap();
+    let lie = |_: &mut Blobs<'_>, (): &mut ()| Err(FoldError::Lost);
+    assert!(matches!(lease.scan(lie, |(), ()| ()), Err(ScanError::Lost { .. })));
+    assert_eq!(scan(&cache.lease(&key(), Want::Latest, None).unwrap()).unwrap(), expected(4));
+}
+
+/// A file that has become longer, where it is mapped: touching what is behind a cut would be a signal.
+#[test]
+fn a_slice_whose_file_changes_its_length_during_a_scan_is_dropped() {
+    for reading in [Reading::Memory, Reading::Stream] {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), Residence::Map, IoEngine::Auto);
+        load(&cache, 2, 40);
+        assert!(cache.snap(&key()).evict());
+        let options = LeaseOptions { reading, ..LeaseOptions::default() };
+        let lease = cache.lease_with(&key(), &options).unwrap();
+        assert_eq!(scan(&lease).unwrap(), expected(40), "{reading:?}");
+        let path = region_files(folder.path()).remove(1);
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        let length = if reading == Reading::Memory { bytes + 1 } else { bytes / 2 };
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+        let error = scan(&lease).unwrap_err();
+        assert!(matches!(error, ScanError::Lost { index: 1, .. }), "{reading:?}: {error}");
+        assert!(is_not_there(&cache), "{reading:?}");
+        drop(lease);
+        wait_until_dropped(&cache, folder.path());
+    }
+}
+
+/// Goal: what will never come back is not tried again and again. Method: a committed file is cut, or taken away.
+#[test]
+fn a_slice_whose_file_was_cut_or_is_gone_is_dropped_by_who_wants_it() {
+    let open = |cache: &Cache, streams| match streams {
+        false => cache.lease(&key(), Want::Latest, None),
+        true => streamed(cache),
+    };
+    for (residence, engine) in WAYS {
+        for (is_cut, streams) in [(true, false), (false, false), (true, true), (false, true)] {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = cache(folder.path(), residence, engine);
+            load(&cache, 2, 4);
+            assert!(cache.snap(&key()).evict());
+            let path = region_files(folder.path()).remove(1);
+            match is_cut {
+                true => std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(1 << 20).unwrap(),
+                false => std::fs::remove_file(path).unwrap(),
+            }
+            let named = format!("{residence} {engine:?}, cut: {is_cut}, streams: {streams}");
+            let Err(LeaseError::Warm { source, .. }) = open(&cache, streams) else { panic!("{named}") };
+            assert!(source.is_damage(), "{named}: {source}");
+            assert_eq!(matches!(*source, WarmError::NoFile { index: 1 }), !is_cut, "{named}: {source}");
+            assert!(is_not_there(&cache), "{named}");
+            wait_until_dropped(&cache, folder.path());
+        }
+    }
+}
