@@ -471,8 +471,13 @@ impl Partition {
             }
             _ => return,
         };
-        if let Some(entry) = self.entry.upgrade() {
-            entry.warming_failed(self.version, Arc::new(error));
+        let Some(entry) = self.entry.upgrade() else { return };
+        match &self.region {
+            // Brought in by others meanwhile, or kept from its load.
+            Region::Stream(_) if entry.has_whole_image(self.version) => {
+                entry.files_damaged(self.version, Arc::new(error));
+            }
+            _ => entry.warming_failed(self.version, Arc::new(error)),
         }
     }
 
