@@ -10,7 +10,7 @@ use super::*;
 use crate::cache::{Cache, Want};
 use crate::config::IoEngine;
 use crate::scan::blobs::Blobs;
-use crate::scan::lease::{Lease, LeaseError};
+use crate::scan::lease::{Lease, LeaseError, LeaseOptions, Reading};
 use crate::scan::patience::Impatience;
 use crate::scan::run::ScanError;
 use crate::slice::parcel::ParcelBuilder;
