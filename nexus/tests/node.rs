@@ -283,7 +283,7 @@ async fn a_drain_waits_refuses_and_in_the_end_cuts() {
     options.rate = Some(1);
     let (seen, mut progress) = tokio::sync::mpsc::unbounded_channel();
     let verifying = tokio::spawn(async move {
-        let tell = |progress| drop(seen.send(progress));
+        let tell = |progress| _ = seen.send(progress);
         slow.operate(&selection("*"), Operation::Verify, &options, tell).await
     });
     // It is under way when it says how far it is.

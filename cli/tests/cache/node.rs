@@ -190,7 +190,7 @@ fn sigterm_drains_and_a_second_one_cuts() {
         let mut options = RemoteOptions::default();
         options.rate = Some(1);
         let selection = Selection::new(KeyPattern::ALL);
-        client.operate(&selection, Operation::Verify, &options, |told| drop(seen.send(told))).await
+        client.operate(&selection, Operation::Verify, &options, |told| _ = seen.send(told)).await
     });
     progress.recv_timeout(Duration::from_secs(60)).unwrap();
 

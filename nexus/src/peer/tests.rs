@@ -13,7 +13,6 @@ use pelton_worker::testing::{DiskFault, FaultyDisk, When, open_on};
 use pelton_worker::{
     Cache, Durability, LeaseError, LoadError, LoadPlan, ParcelBuilder, SnapState, View, Want, WritePath,
 };
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::runtime::Handle;
 
 use self::liar::{LaneLie, Liar, Lie};
@@ -21,7 +20,7 @@ use super::*;
 use crate::dial::Dial;
 use crate::door::Door;
 use crate::lanes::LaneLimits;
-use crate::tls::{ClientSecurity, ServerSecurity};
+use crate::tls::{ClientSecurity, ClientTls, ServerSecurity, ServerTls};
 
 const MIB: usize = 1 << 20;
 
@@ -193,27 +192,17 @@ async fn a_slice_comes_byte_for_byte() {
 async fn tls_carries_lanes_and_grpc_alike() {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let key_bytes = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key_bytes)
-        .unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(cert.der().clone()).unwrap();
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let client = Arc::new(client);
+    let folder = tempfile::tempdir().unwrap();
+    let (cert_file, key_file) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&cert_file, cert.pem()).unwrap();
+    std::fs::write(&key_file, signing_key.serialize_pem()).unwrap();
+    let server = ServerTls::from_files(&cert_file, &key_file, None).unwrap();
+    let client = ClientTls::from_files(None, &cert_file).unwrap();
     for lanes in [false, true] {
         for write_path in [WritePath::Image, WritePath::Direct] {
             let (from, to) = (Place::new(), Place::new());
             from.load(1, write_path);
-            let security = ServerSecurity::from(Arc::new(server.clone()));
+            let security = ServerSecurity::from(server.clone());
             let (address, _) = serve(&from.cache, security, None).await;
             let dial = Dial::new(&address.to_string(), client.clone().into()).unwrap();
             Holder::new(dial, options(lanes)).fetch(&to.cache, &key(), None).await.unwrap();
