@@ -240,7 +240,8 @@ fn every_load_over_a_bad_wire_ends_whole_or_with_an_error_and_leaves_nothing() {
     quiet();
     clear();
     settles(|| match (open_files(), threads()) {
-        (files, threads) if files <= files_before && threads <= threads_before => Ok(()),
+        // Each cache may have opened one for itself meanwhile; a load that left one would have left hundreds.
+        (files, threads) if files <= files_before + caches.len() && threads <= threads_before => Ok(()),
         left => Err(format!("{left:?} files and threads, {:?} before", (files_before, threads_before))),
     });
 }

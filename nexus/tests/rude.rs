@@ -120,9 +120,7 @@ fn a_source_that_breaks_a_rule_fails_the_load_and_the_rule_is_named() {
         ("checksum", Box::new(|r| vec![accept(r), message(Parcel { crc32c: 1, ..parcel(0, b"abc") })])),
         (
             "blob 1 of the parcel",
-            Box::new(|r| {
-                vec![accept(r), message(Parcel { blob_count: 2, ..parcel(0, b"abcdefgh") }), complete(1)]
-            }),
+            Box::new(|r| vec![accept(r), message(Parcel { blob_count: 2, ..parcel(0, b"abcdefgh") })]),
         ),
         ("of credit were left", Box::new(|r| vec![accept(r), message(parcel(0, &vec![1; 3 << 20]))])),
         (

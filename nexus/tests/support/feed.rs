@@ -234,7 +234,7 @@ impl Pulling {
 
     /// Why a slice does not come, in words.
     pub(crate) fn failure(&self, slice: u32) -> String {
-        told(&self.lease(slice).err().expect("it must not come"))
+        told(&self.lease(slice).expect_err("it must not come"))
     }
 
     /// Waits until nothing is left of loads that have ended.
