@@ -331,8 +331,8 @@ fn what_loads_told_is_known_after_a_restart() {
     drop(cache);
     let cache = open(folder.path());
     let after = cache.select(&all()).remove(0).summary;
-    assert_eq!(after, Summary { state: GenerationState::Warm, ..before });
-    assert_eq!(found(&cache, &filtered("load-at>2020-01-01,evicts=0,idle<1h")), ["a/b@1#0"]);
+    assert_eq!(after, Summary { state: GenerationState::Warm, evicts: 1.0, ..before });
+    assert_eq!(found(&cache, &filtered("load-at>2020-01-01,evicts=1,idle<1h")), ["a/b@1#0"]);
 }
 
 /// Goal: damage anywhere is found, with the file and the block, and nothing is taken away. Method: one bit flipped in

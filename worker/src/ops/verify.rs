@@ -90,7 +90,7 @@ impl Verifying<'_> {
         let bytes =
             spindle.impellers.run_patiently(Lane::HOUSE, read, self.patience).map_err(disk)?.into_bytes();
         let why = match Manifest::decode(&bytes) {
-            Ok(found) if found == *manifest => return Ok(None),
+            Ok(found) if found.is_of_the_same_load(manifest) => return Ok(None),
             Ok(_) => "the manifest is another one than was read before".to_owned(),
             Err(error) => error.to_string(),
         };

@@ -91,6 +91,15 @@ struct Record {
 }
 
 impl Manifest {
+    /// Whether both say the same but for the metrics, which an entry keeps by itself.
+    pub(crate) fn is_of_the_same_load(&self, other: &Manifest) -> bool {
+        let parts = |manifest: &Manifest| (manifest.fingerprint, manifest.load_number, manifest.region_count);
+        parts(self) == parts(other)
+            && self.key == other.key
+            && self.regions == other.regions
+            && self.spindles == other.spindles
+    }
+
     /// What the decider calls it.
     pub(crate) fn version(&self) -> Version {
         Version { load: self.load_number, fingerprint: self.fingerprint }

@@ -324,8 +324,10 @@ fn remove(entry: &Entry, version: Version, spindles: &[Arc<Spindle>], leftovers:
             SnapEvent::Removed { version }
         }
         Err(error) => {
-            // Nobody waits for what was replaced.
-            tracing::warn!(key = %entry.key, why = reason(&error), "files of a slice could not be removed");
+            // Nobody waits for what was replaced. What a close has kept from going is nothing to look at: a start sees to it.
+            if !matches!(error, DiskError::Cancelled { .. }) {
+                tracing::warn!(key = %entry.key, why = reason(&error), "files of a slice could not be removed");
+            }
             entry.facts().removal_error = Some(Arc::new(error));
             SnapEvent::RemoveFailed { version }
         }
