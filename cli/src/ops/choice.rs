@@ -45,7 +45,7 @@ impl Choice {
     /// Connects to the node that was told, or opens the cache as `config` says. `command` is for messages.
     pub(super) fn place(&self, command: &str, config: Config) -> Result<Place, Failure> {
         match self.node.connect(command)? {
-            Some(remote) => Ok(Place::There(remote)),
+            Some(remote) => Ok(Place::There(Box::new(remote))),
             None => self.open(config).map(Place::Here),
         }
     }

@@ -28,7 +28,7 @@ pub(super) struct NodeOptions {
 /// Where an operation is done.
 pub(super) enum Place {
     Here(Cache),
-    There(Remote),
+    There(Box<Remote>),
 }
 
 /// A node, and what it takes to wait for it.

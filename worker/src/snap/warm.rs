@@ -143,11 +143,14 @@ pub enum WarmError {
 impl WarmError {
     /// Whether the slice is not what was written.
     pub fn is_damage(&self) -> bool {
-        match self {
-            WarmError::Damaged { .. } | WarmError::OtherRegion { .. } | WarmError::Manifest { .. } => true,
-            WarmError::NoFile { .. } | WarmError::OtherLength { .. } => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            WarmError::Damaged { .. }
+                | WarmError::OtherRegion { .. }
+                | WarmError::Manifest { .. }
+                | WarmError::NoFile { .. }
+                | WarmError::OtherLength { .. }
+        )
     }
 
     /// What it means that a committed region's file could not be opened.
