@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pelton_nexus::feed::*;
-use pelton_nexus::{ClientSecurity, Dial, Door, LaneLimits, ServerSecurity};
+use pelton_nexus::{ClientSecurity, Dial, Door, LaneLimits, Limits, ServerSecurity};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{Cache, Lease, LoadPlan, LoaderError, View, Want};
 use tempfile::TempDir;
@@ -94,7 +94,9 @@ impl Served {
     pub(crate) fn new(runtime: &Runtime, service: FeedService) -> Served {
         runtime.block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
-            let door = Door::open(any, ServerSecurity::Plain, LaneLimits::default()).await.unwrap();
+            let mut door = Door::open(any, ServerSecurity::Plain, LaneLimits::default()).await.unwrap();
+            // Each of a test's many pulls has a connection of its own.
+            door.limits(&Limits { peer_connections_max: 256, ..Limits::default() });
             let address = door.address().to_string();
             let service = service.lanes(door.lanes().clone());
             let (stop, stopped) = oneshot::channel();
