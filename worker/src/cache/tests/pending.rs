@@ -276,6 +276,8 @@ fn parcels_for_a_hung_disk_end_with_their_writer() {
     assert!(answers.iter().any(Result::is_err), "not all of them fit");
     rig.disks[0].let_go();
     wait_until("the last of them is gone", || cache.snap(&key()).status().state == SnapState::Cold);
+    // What a disk holds counts until it has answered.
+    wait_until("the disk has given its pieces back", || cache.core.pieces.counts().buffers == 0);
     assert_nothing_left(&cache);
 }
 
