@@ -96,7 +96,9 @@ impl Served {
             let any = "127.0.0.1:0".parse().unwrap();
             let mut door = Door::open(any, ServerSecurity::Plain, LaneLimits::default()).await.unwrap();
             // Each of a test's many pulls has a connection of its own.
-            door.limits(&Limits { peer_connections_max: 256, ..Limits::default() });
+            let mut limits = Limits::default();
+            limits.peer_connections_max = 256;
+            door.limits(&limits);
             let address = door.address().to_string();
             let service = service.lanes(door.lanes().clone());
             let (stop, stopped) = oneshot::channel();
