@@ -1,5 +1,6 @@
 //! Whole pulls and pushes, and the ways they end early.
 #![allow(missing_docs, reason = "a test's name is its claim")]
+#![allow(clippy::result_large_err, reason = "a test has few errors, and they may be large")]
 
 #[path = "support/feed.rs"]
 mod support;

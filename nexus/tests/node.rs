@@ -57,7 +57,7 @@ async fn run_with(security: impl Into<ServerSecurity>, limits: Limits) -> Runnin
 
 fn load(cache: &Cache, key: &str, blobs: usize) {
     let key: Key = key.parse().unwrap();
-    let plan = LoadPlan::new(Fingerprint::builder().source(&key.to_string()).finish());
+    let plan = LoadPlan::new(Fingerprint::builder().source(key.to_string()).finish());
     let writer = cache.snap(&key).open_for_writes(plan).unwrap();
     let mut parcel = ParcelBuilder::default();
     for _ in 0..blobs {
