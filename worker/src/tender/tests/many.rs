@@ -48,8 +48,15 @@ fn a_thousand_snaps_are_tended() {
         assert_eq!(cache.snap(lease.key()).status().state, SnapState::Hot);
     }
     drop(leases);
-    tend_at(&cache, 100 * HOUR);
-    tend_at(&cache, 200 * HOUR);
+    // A warming that its asker did not wait for may still be under way: what it brings goes in a later round.
+    let give_up = Instant::now() + Duration::from_secs(30);
+    for round in 1.. {
+        tend_at(&cache, round * 100 * HOUR);
+        let left = cache.core_for_tests().entries_now();
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < give_up, "{} are left, {:?}", left.len(), left[0].key);
+    }
     assert_eq!(cache.spindles()[0].used, 0);
-    assert_eq!(cache.core_for_tests().entries_now().len(), 0);
 }
