@@ -302,16 +302,19 @@ fn open(
     Ok(cache)
 }
 
-/// Settles how much each spindle may hold, by what its file system has free and what was counted so far.
+/// Settles how much each spindle may hold, by what its file system has free and what was counted so far. What is wrong with
+/// one leaves no other without its limits; it is told of the first.
 fn limit_all(spindles: &[Arc<Spindle>], settings: &Settings) -> Result<Result<(), ConfigError>, CacheError> {
+    let mut told = Ok(Ok(()));
     for (spindle, config) in spindles.iter().zip(&settings.spindles) {
         let sharers = spindles.iter().filter(|other| share_disk(spindle, other)).count() as u64;
         let limited = spindle.limit(config, settings.free_floor, sharers.max(1));
-        if let Err(error) = limited.map_err(|source| CacheError::Recovery { source })? {
-            return Ok(Err(error));
+        let limited = limited.map_err(|source| CacheError::Recovery { source });
+        if matches!(told, Ok(Ok(()))) {
+            told = limited;
         }
     }
-    Ok(Ok(()))
+    told
 }
 
 fn open_spindles(
