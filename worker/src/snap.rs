@@ -1,6 +1,7 @@
 //! The cache entry that owns a slice: what it is, where it lies, who holds it.
 
 pub(crate) mod access;
+pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod desk;
 pub(crate) mod entry;

@@ -12,28 +12,21 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pelton_region_format::{FormatError, Key, Place};
+use pelton_region_format::Key;
 
-use crate::budget::memory::MemoryUse;
 use crate::cache::{CacheCore, Entry};
 use crate::events::{Event, reason};
-use crate::region::arena::{Paging, PieceBuffer};
 use crate::scan::cancel::CancelToken;
-use crate::scan::patience::Patience;
-use crate::snap::commit::MANIFESTS;
-use crate::snap::manifest::{Manifest, ManifestError, RegionRecord};
-use crate::snap::recovery::MANIFEST_FILE_BYTES_MAX;
-use crate::snap::stream::{StreamRegion, read};
+use crate::scan::patience::{Impatience, Patience};
+use crate::snap::check::{Check, Damage, Pacer, Unproven};
+use crate::snap::manifest::{Manifest, RegionRecord};
 use crate::snap::warm::WarmError;
-use crate::spindle::engine::{Op, Outcome};
-use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode, SpindleFile};
-use crate::spindle::held::Spindle;
-use crate::spindle::impeller::{Lane, replies};
+use crate::spindle::engine::Op;
+use crate::spindle::impeller::Lane;
 use crate::spindle::pace::Pace;
 
 #[cfg(test)]
@@ -105,13 +98,6 @@ enum Verdict {
     Damaged(Box<Damage>),
 }
 
-/// Where the bytes are not what was written.
-struct Damage {
-    file: PathBuf,
-    block: Option<u64>,
-    error: WarmError,
-}
-
 impl Scrub {
     pub(crate) fn new(core: Arc<CacheCore>, rate: u64) -> Scrub {
         Scrub { core, pace: Pace::new(Some(rate)), due: BTreeMap::new() }
@@ -176,138 +162,63 @@ impl Scrub {
         entries.into_iter().map(|(.., entry)| entry).collect()
     }
 
-    fn verify(&mut self, entry: &Entry, manifest: &Arc<Manifest>) -> Verdict {
-        let verified = self.verify_manifest(manifest).and_then(|()| {
+    fn verify(&self, entry: &Entry, manifest: &Arc<Manifest>) -> Verdict {
+        let turn = Turn { scrub: self, entry, manifest };
+        let check = Check { core: &self.core, lane: Lane::LAST, read_bytes: READ_BYTES, pacer: &turn };
+        let verified = check.manifest(manifest).and_then(|()| {
             let mut regions = manifest.regions.iter();
-            regions.try_for_each(|record| self.verify_region(entry, manifest, record))
+            regions.try_for_each(|record| {
+                self.spare_the_sick(manifest, record).map_err(Unproven::Unread)?;
+                check.region(manifest, record)
+            })
         });
-        let is_there = entry.manifest().is_some_and(|now| Arc::ptr_eq(&now, manifest));
         match verified {
             // What is not named any more may have been removed under our eyes.
-            _ if !is_there => Verdict::Gone,
+            _ if !turn.goes_on() => Verdict::Gone,
             Ok(()) => Verdict::Whole,
-            Err(verdict) => verdict,
+            Err(Unproven::Left) => Verdict::Gone,
+            Err(Unproven::Unread(error)) => Verdict::Unread(error),
+            Err(Unproven::Damaged(damage)) => Verdict::Damaged(damage),
         }
     }
 
-    fn verify_manifest(&mut self, manifest: &Manifest) -> Result<(), Verdict> {
-        let index = 0; // That of the home spindle.
-        let disk = |source| Verdict::Unread(WarmError::Disk { index, source });
-        let is_home = |spindle: &&Arc<Spindle>| manifest.spindles.first() == Some(&spindle.uuid);
-        let home = self.core.spindles.iter().find(is_home).cloned();
-        let home = home.ok_or(Verdict::Unread(WarmError::NoSpindle { index }))?;
-        let path = home.folder.join(MANIFESTS).join(Manifest::file_name(&manifest.key));
-        let damaged = |why: String| {
-            Box::new(Damage { file: path.clone(), block: None, error: WarmError::Manifest { why } })
-        };
-        let patience = self.patience();
-        let run = |op| home.impellers.run_patiently(Lane::LAST, op, &patience);
-        let file =
-            run(Op::OpenFile { path: path.clone(), mode: FileMode::Direct }).map_err(disk)?.into_file();
-        let bytes = run(Op::LengthOf { file: file.clone() }).map(Outcome::into_length).map_err(disk)?;
-        if !(1..=MANIFEST_FILE_BYTES_MAX as u64).contains(&bytes) {
-            return Err(Verdict::Damaged(damaged(format!("it has {bytes} bytes"))));
+    /// A disk that is not well has enough to do with itself.
+    fn spare_the_sick(&self, manifest: &Manifest, record: &RegionRecord) -> Result<(), WarmError> {
+        let (index, uuid) = (record.index, manifest.spindles[record.spindle as usize]);
+        let spindle = self.core.spindles.iter().find(|spindle| spindle.uuid == uuid);
+        let spindle = spindle.ok_or(WarmError::NoSpindle { index })?;
+        if spindle.watch.state().takes_work() {
+            return Ok(());
         }
-        self.pay(bytes);
-        let found = read(&home, &file, 0, bytes, Lane::LAST, &self.patience()).map_err(disk)?;
-        close(&home, file);
-        match Manifest::decode(&found) {
-            Ok(found) if found.load_number == manifest.load_number && found.regions == manifest.regions => {
-                Ok(())
-            }
-            Ok(found) => Err(Verdict::Damaged(damaged(format!("it names load {}", found.load_number)))),
-            Err(ManifestError::Newer { .. }) => Ok(()), // Not ours to judge: its checksum holds.
-            Err(error) => Err(Verdict::Damaged(damaged(error.to_string()))),
-        }
+        let subject = Op::Space { path: spindle.folder.clone() }.subject();
+        Err(WarmError::Disk { index, source: subject.late() })
     }
+}
 
-    fn verify_region(
-        &mut self,
-        entry: &Entry,
-        manifest: &Arc<Manifest>,
-        record: &RegionRecord,
-    ) -> Result<(), Verdict> {
-        let index = record.index;
-        let uuid = manifest.spindles[record.spindle as usize];
-        let spindle = self.core.spindles.iter().find(|spindle| spindle.uuid == uuid).cloned();
-        let spindle = spindle.ok_or(Verdict::Unread(WarmError::NoSpindle { index }))?;
-        if !spindle.watch.state().takes_work() {
-            // It has enough to do with itself.
-            let subject = Op::Space { path: spindle.folder.clone() }.subject();
-            return Err(Verdict::Unread(WarmError::Disk { index, source: subject.late() }));
-        }
-        let judge = |error: WarmError, block| match error.is_damage() {
-            true => {
-                Verdict::Damaged(Box::new(Damage { file: spindle.folder.join(&record.path), block, error }))
-            }
-            false => Verdict::Unread(error),
-        };
-        self.pay(2 * DIRECT_ALIGNMENT as u64);
-        let region =
-            StreamRegion::open(&self.core, manifest, record, Lane::LAST, FileMode::Direct, &self.patience());
-        let region = region.map_err(|error| {
-            let block = block_of(&error);
-            judge(error, block)
-        })?;
-        let damaged = |source| WarmError::Damaged { index, source };
-        let frame = region.frame().map_err(|source| judge(damaged(source), None))?;
-        self.pay(frame.trailer().tail_bytes());
-        let block_bytes = u64::from(frame.header().block_bytes);
-        let blocks_at_once = (READ_BYTES / block_bytes).max(1);
-        let mut block = 0;
-        while block < frame.block_count() {
-            let end = (block + blocks_at_once).min(frame.block_count());
-            // Block 0 begins behind the header, and is read with it.
-            let (from, to) = (block * block_bytes, frame.block_range(end - 1).end);
-            self.pay(to - from);
-            let (room, len) = self.read(&region, from, to).map_err(|error| judge(error, None))?;
-            for block in block..end {
-                let range = frame.block_range(block);
-                let (start, end) = ((range.start - from) as usize, (range.end - from) as usize);
-                let bytes = &room[start.min(len)..end.min(len)];
-                let verified = frame.verify_block(block, bytes);
-                verified.map_err(|source| judge(damaged(source), Some(block)))?;
-            }
-            if !entry.manifest().is_some_and(|now| Arc::ptr_eq(&now, manifest)) {
-                return Err(Verdict::Gone);
-            }
-            block = end;
-        }
+/// The slice whose turn it is.
+struct Turn<'a> {
+    scrub: &'a Scrub,
+    entry: &'a Entry,
+    manifest: &'a Arc<Manifest>,
+}
+
+impl Pacer for Turn<'_> {
+    fn pay(&self, bytes: u64) -> Result<(), Impatience> {
+        let stop = Some(self.scrub.core.scrub_stop.clone());
+        self.scrub.pace.wait(bytes, &Patience { stop, ..Patience::default() })?;
+        self.scrub.core.events.meter.scrubbed_bytes.add(bytes);
         Ok(())
     }
 
-    /// Reads a stretch of a region. Its memory is taken for that only: the next stretch may have to wait for its rate for
-    /// long, and somebody else may want all that there is.
-    fn read(
-        &self,
-        region: &StreamRegion,
-        from: u64,
-        to: u64,
-    ) -> Result<(Box<PieceBuffer>, usize), WarmError> {
-        let (index, patience) = (region.index, self.patience());
-        let len = ((to - from) as usize).next_multiple_of(DIRECT_ALIGNMENT);
-        let grant = self.core.budget.take_patiently(MemoryUse::Buffers, len as u64, &patience);
-        let grant = grant.map_err(|source| WarmError::Memory { source })?;
-        let buffer = PieceBuffer::new(len, Paging::Free);
-        let buffer = buffer.map_err(|source| WarmError::Map { index, source })?;
-        let room = Box::new(buffer.counted(grant));
-        let op = Op::Read { file: region.file().clone(), offset: from, room, len };
-        let outcome = region.spindle.impellers.run_patiently(Lane::LAST, op, &patience);
-        let (room, len) = outcome.map_err(|source| WarmError::Disk { index, source })?.into_read_back();
-        Ok((room.into_any().downcast().expect("the room that was sent"), len))
-    }
-
-    /// Waits until so many bytes may be read.
-    fn pay(&mut self, bytes: u64) {
-        let patience = Patience { stop: Some(self.core.scrub_stop.clone()), ..Patience::default() };
-        let _ = self.pace.wait(bytes, &patience); // Whoever is stopped finds out at the next step.
-        self.core.events.meter.scrubbed_bytes.add(bytes);
-    }
-
-    /// For one step.
     fn patience(&self) -> Patience {
-        let stop = Some(self.core.scrub_stop.clone());
+        let stop = Some(self.scrub.core.scrub_stop.clone());
         Patience { stop, ..Patience::until(Some(Instant::now() + READ_WAIT_MAX)) }
+    }
+
+    fn compared(&self, _bytes: u64) {}
+
+    fn goes_on(&self) -> bool {
+        self.entry.manifest().is_some_and(|now| Arc::ptr_eq(&now, self.manifest))
     }
 }
 
@@ -318,22 +229,6 @@ fn drop_damaged(core: &CacheCore, entry: &Arc<Entry>, manifest: &Manifest, damag
     let (key, why) = (|| entry.key.clone(), || reason(&error));
     core.events.tell_trouble(|| Event::Damaged { key: key(), file: file.clone(), block, why: why() });
     entry.files_damaged(manifest.version(), Arc::new(error));
-}
-
-/// Closing the last descriptor of a file that was unlinked is the disk's work, too.
-fn close(spindle: &Spindle, file: Arc<SpindleFile>) {
-    let (replies, _) = replies();
-    let close = Op::Close { file };
-    let _ = spindle.impellers.submit(Lane::LAST, close, replies.tag(0), Some(Instant::now()));
-}
-
-fn block_of(error: &WarmError) -> Option<u64> {
-    match error {
-        WarmError::Damaged { source: FormatError::Damaged { place: Place::Block(block), .. }, .. } => {
-            Some(*block)
-        }
-        _ => None,
-    }
 }
 
 /// An order that is another one in each process.

@@ -158,12 +158,8 @@ impl StreamRegion {
 
 impl Drop for StreamRegion {
     fn drop(&mut self) {
-        // If its name is gone, closing it frees its blocks: that is the disk's work, not a scan thread's. A queue
-        // that is full does not take it, and then it is closed here.
         if let Some(file) = self.file.take() {
-            let (replies, _) = replies();
-            let close = Op::Close { file };
-            let _ = self.spindle.impellers.submit(Lane::HOUSE, close, replies.tag(0), Some(Instant::now()));
+            close(&self.spindle, file, Lane::HOUSE);
         }
     }
 }
@@ -175,6 +171,14 @@ impl fmt::Debug for StreamRegion {
             .field("file", self.file())
             .finish_non_exhaustive()
     }
+}
+
+/// Closes a file without waiting for it. If its name is gone, that frees its blocks, which is the disk's work, not a scan
+/// thread's. A queue that is full does not take it, and then it is closed here.
+pub(crate) fn close(spindle: &Spindle, file: Arc<SpindleFile>, lane: Lane) {
+    let (replies, _) = replies();
+    let close = Op::Close { file };
+    let _ = spindle.impellers.submit(lane, close, replies.tag(0), Some(Instant::now()));
 }
 
 /// Reads a stretch of a file, less only where the file ends.

@@ -1,7 +1,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pelton_region_format::{Fingerprint, Header, PAGE_BYTES, Trailer};
 use rustix::io::Errno;
