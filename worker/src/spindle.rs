@@ -11,11 +11,6 @@
 //! by the operation. Start at [`impeller`].
 
 pub(crate) mod device;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the cache does not stream yet: some operations are asked for by tests only"
-)]
 pub(crate) mod engine;
 pub(crate) mod file;
 pub(crate) mod health;

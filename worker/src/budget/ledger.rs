@@ -201,7 +201,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    #[allow(dead_code, reason = "so far only tests ask")]
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -300,7 +300,7 @@ impl MemoryGrant {
         self.bytes
     }
 
-    #[allow(dead_code, reason = "so far only tests ask")]
+    #[cfg(test)]
     pub(crate) fn purpose(&self) -> MemoryUse {
         self.purpose
     }
@@ -329,7 +329,7 @@ impl MemoryGrant {
     }
 
     /// Gives back what is beyond `bytes`: it turned out to need less.
-    #[allow(dead_code, reason = "no load takes more than it needs yet")]
+    #[cfg(test)]
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         assert!(bytes <= self.bytes, "shrinking does not grow");
         drop(self.split(self.bytes - bytes));

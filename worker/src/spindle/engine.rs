@@ -62,6 +62,7 @@ pub(crate) enum Op {
     /// Removes a file's name. The bytes go when nobody has it open or mapped.
     Unlink { path: PathBuf },
     /// How long a file is, by name. Answers [`Outcome::Length`].
+    #[cfg_attr(not(test), allow(dead_code, reason = "so far only tests ask"))]
     Length { path: PathBuf },
     /// How long an open file is. Answers [`Outcome::Length`].
     LengthOf { file: Arc<SpindleFile> },
@@ -80,6 +81,7 @@ pub(crate) enum Op {
     Space { path: PathBuf },
     /// Opens a file and takes the lock on it. Held by somebody else, also in this process, is the error
     /// `WouldBlock`. Answers [`Outcome::File`]; the lock lives as long as that file.
+    #[cfg_attr(not(test), allow(dead_code, reason = "a spindle's own lock is taken before it has impellers"))]
     Lock { path: PathBuf },
     /// Drops a file on the impeller, since closing an unlinked one can take a while.
     Close { file: Arc<SpindleFile> },
@@ -536,6 +538,7 @@ impl DiskError {
     }
 
     /// What was tried, as the words after "could not".
+    #[cfg(test)]
     pub(crate) fn verb(&self) -> &'static str {
         match self {
             DiskError::Failed { verb, .. }
@@ -546,6 +549,7 @@ impl DiskError {
     }
 
     /// What it was tried on.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         match self {
             DiskError::Failed { path, .. }
@@ -581,6 +585,7 @@ impl Outcome {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn into_written(self) -> Box<dyn IoBytes> {
         match self {
             Outcome::Written(bytes) => bytes,

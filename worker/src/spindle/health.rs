@@ -147,7 +147,7 @@ impl Health {
     }
 
     /// When a [`HealthEvent::Tick`] changes something, if nothing else happens before.
-    #[allow(dead_code, reason = "so far only tests ask")]
+    #[cfg(test)]
     pub(crate) fn tick_at(&self) -> Option<Duration> {
         match self.state {
             HealthState::Ok | HealthState::Probing => None,

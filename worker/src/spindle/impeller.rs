@@ -345,7 +345,7 @@ impl Impellers {
     }
 
     /// Bytes that are queued or under way: memory that callers cannot have back yet.
-    #[allow(dead_code, reason = "so far only tests ask")]
+    #[cfg(test)]
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         let queue = lock(&self.shared.queue);
         let running = queue.running.values().map(|running| running.bytes).sum::<u64>();
@@ -377,7 +377,7 @@ impl Impellers {
     }
 
     /// How many threads there are.
-    #[allow(dead_code, reason = "so far only tests ask")]
+    #[cfg(test)]
     pub(crate) fn thread_count(&self) -> usize {
         self.names.len()
     }
