@@ -162,6 +162,11 @@ impl AccessLog {
         AccessLog { spindle: spindle.clone(), inner: Mutex::default(), tail, is_kept: true }
     }
 
+    /// One that could not be read: what stands in it may be whole, so nothing is written over it.
+    fn left_alone(spindle: &Arc<Spindle>) -> AccessLog {
+        AccessLog { is_kept: false, ..AccessLog::empty(spindle) }
+    }
+
     /// What is known of a snap.
     pub(crate) fn facts(&self, key: &Key) -> Option<Facts> {
         self.lock().facts.snap(key).cloned()
@@ -210,9 +215,10 @@ impl AccessLog {
             }
         }
         if facts.snaps.len() > count {
-            facts.snaps.retain(|key, _| {
+            facts.snaps.retain(|key, before| {
                 let stays = stays(key);
                 if !stays {
+                    *are_pins_changed |= before.pinned;
                     changed.insert(key.clone());
                 }
                 stays

@@ -46,7 +46,10 @@ impl AccessLogs {
         for (spindle, opened) in spindles.iter().zip(opened) {
             let (log, why) = match opened {
                 Ok((log, opened)) => (log, why_not_whole(&opened)),
-                Err(error) => (AccessLog::empty(spindle), Some(format!("not read: {}", reason(&error)))),
+                Err(error) => {
+                    let why = format!("not read, and left alone: {}", reason(&error));
+                    (AccessLog::left_alone(spindle), Some(why))
+                }
             };
             logs.push(log);
             told.extend(why.map(|why| (spindle.folder.join(LOG_FILE), why)));
@@ -89,7 +92,8 @@ impl AccessLogs {
             let (facts, manifest) = (entry.access(), entry.manifest());
             // Of a slice that is on no disk the first spindle says what there is to say.
             let home = manifest.as_deref().and_then(|manifest| self.home(manifest)).unwrap_or(0);
-            if facts != Facts::default() {
+            // Nothing to say is worth saying where the log says something else.
+            if facts != Facts::default() || self.logs[home].facts(&entry.key).is_some() {
                 known[home].push((&entry.key, facts));
             }
         }
