@@ -306,10 +306,8 @@ fn idle_counts_from_the_last_query_or_else_from_the_load() {
     for operation in [Operation::Verify, EVICT, Operation::Warm, Operation::Pin, Operation::Unpin] {
         assert_eq!(run(&cache, &all(), operation), ["done"]);
         // The load ended before; the time of day is told in whole milliseconds.
-        assert!(
-            idle() + Duration::from_millis(2) >= loaded.elapsed() - Duration::from_millis(1),
-            "{operation:?}"
-        );
+        let since = loaded.elapsed();
+        assert!(idle() + Duration::from_millis(3) >= since, "{operation:?}");
     }
     let asked = Instant::now();
     drop(snap.lease(Want::Latest, None).unwrap());

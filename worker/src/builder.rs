@@ -1,8 +1,8 @@
 //! How a cache is set up and opened.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pelton_region_format::KeyPattern;
 
@@ -15,8 +15,9 @@ use crate::load::{AsyncLoader, Blocking, Loader, Polled};
 use crate::region::arena::Paging;
 use crate::region::residence::Residence;
 use crate::scan::threads::ScanThreads;
+use crate::side_by_side::side_by_side;
 use crate::snap::recovery::list;
-use crate::spindle::engine::EngineKind;
+use crate::spindle::engine::{EngineKind, Space};
 use crate::spindle::health::HealthLimits;
 use crate::spindle::held::{Spindle, SpindlePlan, share_disk};
 use crate::spindle::identity::NetworkFolders;
@@ -268,7 +269,9 @@ fn open(
     let spindles = open_spindles(settings, engines, health, registrar)?;
     let listed = list(&spindles).map_err(|source| CacheError::Recovery { source })?;
     // What the spindles hold is not counted yet, and enlarges what they may hold.
-    let limited = limit_all(&spindles, settings)?;
+    let spaces = spindles.iter().map(|spindle| spindle.space(None)).collect::<Result<Vec<_>, _>>();
+    let spaces = spaces.map_err(|source| CacheError::Recovery { source })?;
+    let limited = limit_all(&spindles, settings, &spaces);
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let tender = Tender::new(settings.tender, settings.rules.clone());
     let core = CacheCore::new(
@@ -290,29 +293,38 @@ fn open(
         tender,
     );
     let cache = Cache::from_core(core, settings.tender_every)?;
-    let (of_recovery, settings_there) = (spindles.clone(), settings.clone());
+    let (of_recovery, settings_there, told) = (spindles.clone(), settings.clone(), Arc::new(OnceLock::new()));
+    let tell = told.clone();
     cache.start_recovery(listed, move || {
-        // A disk that does not answer now keeps the limits it got before.
-        let _ = limit_all(&of_recovery, &settings_there);
+        let spaces = spaces_now(&of_recovery, spaces);
+        let _ = tell.set(limit_all(&of_recovery, &settings_there, &spaces)); // There is one recovery.
     });
     if limited.is_err() {
         cache.recovery();
-        limit_all(&spindles, settings)??;
+        // What it holds has made it large enough, or it is too small.
+        told.get().cloned().unwrap_or(limited)?;
     }
     Ok(cache)
 }
 
+/// How long a disk has to say once more what is free, when all that lies there was read. Loads wait for that.
+const SPACE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What each disk says of itself now. One that is silent has said it before; then nothing was counted yet, and what lies there
+/// was not free either.
+fn spaces_now(spindles: &[Arc<Spindle>], before: Vec<Space>) -> Vec<Space> {
+    let deadline = Some(Instant::now() + SPACE_WAIT_MAX);
+    let asked = side_by_side("pelton-space", spindles, |spindle| spindle.space(deadline));
+    asked.into_iter().zip(before).map(|(now, before)| now.unwrap_or(before)).collect()
+}
+
 /// Settles how much each spindle may hold, by what its file system has free and what was counted so far. What is wrong with
 /// one leaves no other without its limits; it is told of the first.
-fn limit_all(spindles: &[Arc<Spindle>], settings: &Settings) -> Result<Result<(), ConfigError>, CacheError> {
-    let mut told = Ok(Ok(()));
-    for (spindle, config) in spindles.iter().zip(&settings.spindles) {
+fn limit_all(spindles: &[Arc<Spindle>], settings: &Settings, spaces: &[Space]) -> Result<(), ConfigError> {
+    let mut told = Ok(());
+    for ((spindle, config), space) in spindles.iter().zip(&settings.spindles).zip(spaces) {
         let sharers = spindles.iter().filter(|other| share_disk(spindle, other)).count() as u64;
-        let limited = spindle.limit(config, settings.free_floor, sharers.max(1));
-        let limited = limited.map_err(|source| CacheError::Recovery { source });
-        if matches!(told, Ok(Ok(()))) {
-            told = limited;
-        }
+        told = told.and(spindle.limit(config, settings.free_floor, sharers.max(1), *space));
     }
     told
 }

@@ -808,6 +808,11 @@ impl Snap {
             let (reply, has_waited) = match &offer {
                 None => self.entry.lease(options.want, patience),
                 Some(offer) => {
+                    // Its number must be above all that are on the disks, and its room beside all that is there.
+                    if self.core.wait_for_recovery(patience).is_none() {
+                        let answer = if self.core.is_closed() { Answer::Closed } else { Answer::Late };
+                        return Err(self.lease_error(answer, options.want));
+                    }
                     let load = self.core.next_load.fetch_add(1, Ordering::Relaxed);
                     self.entry.lease_or_load(options.want, Offer::clone(offer), load, patience)
                 }
@@ -1054,7 +1059,7 @@ impl Snap {
     }
 
     /// The snap that stands for the key now: this one, unless it was erased and somebody has asked for the key since.
-    fn current(&self) -> Snap {
+    pub(crate) fn current(&self) -> Snap {
         let other = || self.core.table.read().find(&self.entry.key).cloned();
         let other = self.entry.is_gone().then(other).flatten();
         Snap { core: self.core.clone(), entry: other.unwrap_or_else(|| self.entry.clone()) }

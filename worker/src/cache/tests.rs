@@ -18,7 +18,7 @@ use crate::snap::recovery::{Recovered, find};
 use crate::spindle::engine::Op;
 use crate::spindle::engine::sim::{Failure, SimDisk, When};
 use crate::spindle::health::HealthLimits;
-use crate::{CommitError, RefusalReason, WriteError};
+use crate::{CommitError, Counts, Fill, Loader, LoaderError, RefusalReason, View, WriteError};
 
 const MIB: u64 = 1 << 20;
 const BLOBS: u64 = 10;
@@ -61,14 +61,17 @@ impl Rig {
         numbers: impl Iterator<Item = usize> + Clone,
         health: HealthLimits,
     ) -> Result<Cache, CacheError> {
+        let disks = numbers.clone().map(|number| self.disks[number].clone()).collect();
+        self.builder(numbers).open_on(disks, health)
+    }
+
+    fn builder(&self, numbers: impl Iterator<Item = usize>) -> CacheBuilder {
         let mut config = crate::Config::default();
         // So that a few lost requests do not fill the ring, whatever the real disk is.
         (config.depth, config.scan_threads, config.free_floor) = (Some(64), Some(2), Some(0));
         let builder = CacheBuilder::from_config(config).memory(256 * MIB);
-        let disks = numbers.clone().map(|number| self.disks[number].clone()).collect();
-        let builder = numbers
-            .fold(builder, |builder, number| builder.spindle(Rig::path(self.folder.path(), number), 1 << 30));
-        builder.open_on(disks, health)
+        numbers
+            .fold(builder, |builder, number| builder.spindle(Rig::path(self.folder.path(), number), 1 << 30))
     }
 }
 
@@ -138,13 +141,17 @@ fn a_healthy_simulated_disk_is_a_disk() {
 /// A rig with one slice on its disk, and a cache that has begun to read its manifest, and hangs there: in the manifest
 /// itself or, if `nth` is 1, in its regions.
 fn opened_and_stuck(nth: u64) -> (Rig, Cache) {
+    opened_by_and_stuck(nth, |builder| builder)
+}
+
+fn opened_by_and_stuck(nth: u64, with: impl FnOnce(CacheBuilder) -> CacheBuilder) -> (Rig, Cache) {
     let rig = Rig::new(1);
     let cache = rig.open(HealthLimits::default());
     cache.recovery();
     load(&cache, plan(WritePath::Direct)).unwrap();
     cache.close(None).unwrap();
     let _ = rig.disks[0].clone().with_fault(When::Nth("look into", nth), Failure::Hang);
-    let cache = rig.open(HealthLimits::default());
+    let cache = with(rig.builder(0..1)).open_on(rig.disks.clone(), HealthLimits::default()).unwrap();
     while cache.core.spindles[0].impellers.oldest().is_none_or(|(_, since)| since < Duration::from_millis(50))
     {
         std::thread::sleep(Duration::from_millis(5));
@@ -184,6 +191,73 @@ fn what_is_flushed_while_it_is_read_does_not_come_back() {
     assert_eq!(cache.spindles()[0].used, 0);
     drop(cache);
     assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
+}
+
+/// Fills slices with nothing, and counts them.
+struct Empty(Arc<AtomicU64>);
+
+impl Loader for Empty {
+    fn plan(&self, _: &Key) -> Result<LoadPlan, LoaderError> {
+        Ok(plan(WritePath::Direct))
+    }
+
+    fn fill(&self, _: &Fill) -> Result<Counts, LoaderError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(Counts::default())
+    }
+}
+
+/// Its number must be above all that are found, and its files must not be taken for those of what was dropped.
+#[test]
+fn a_load_by_a_loader_waits_until_all_manifests_are_read() {
+    let fills = Arc::new(AtomicU64::new(0));
+    let view = View::new("test/other".parse().unwrap()).loader("it");
+    let (rig, cache) =
+        opened_by_and_stuck(0, |builder| builder.loader("it", Empty(fills.clone())).view(view));
+    let other: Key = "test/other@1#0".parse().unwrap();
+    let soon = Some(Instant::now() + Duration::from_millis(50));
+    let late = cache.lease(&other, Want::Latest, soon).map(drop);
+    assert!(matches!(late, Err(LeaseError::Deadline { .. })), "{late:?}");
+    assert_eq!(fills.load(Ordering::Relaxed), 0);
+    rig.disks[0].let_go();
+    cache.lease(&other, Want::Latest, None).map(drop).unwrap();
+    assert_eq!((fills.load(Ordering::Relaxed), cache.recovery().kept), (1, 1));
+    assert_eq!(scan(&cache).unwrap(), BLOBS);
+}
+
+/// Goal: a disk that does not answer when all manifests are read takes no room from itself or others: else the tender would
+/// flush what lies there. Method: capacities by default, one slice, and each way in which the first disk may be silent then.
+#[test]
+fn a_silent_disk_at_the_end_of_a_start_changes_no_capacity() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks: Vec<SimDisk> =
+        (0..2).map(|number| SimDisk::healthy(Rig::path(folder.path(), number), 7 + number as u64)).collect();
+    let open = || {
+        let mut config = crate::Config::default();
+        (config.depth, config.scan_threads, config.free_floor) = (Some(64), Some(2), Some(0));
+        config.spindles =
+            (0..2).map(|number| crate::SpindleConfig::new(Rig::path(folder.path(), number))).collect();
+        let builder = CacheBuilder::from_config(config).memory(256 * MIB);
+        let cache = builder.open_on(disks.clone(), HealthLimits::default()).unwrap();
+        cache.recovery();
+        cache
+    };
+    let capacities =
+        |cache: &Cache| cache.spindles().iter().map(|spindle| spindle.capacity).collect::<Vec<_>>();
+    let cache = open();
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    drop(cache);
+    let before = disks[0].ops_of("ask for the space of");
+    let expected = capacities(&open());
+    let asked = disks[0].ops_of("ask for the space of") - before;
+    assert_eq!(asked, 2, "when it opens, and when all is read");
+    for failure in [Failure::Error(Errno::IO), Failure::Hang] {
+        let second = disks[0].ops_of("ask for the space of") + 1;
+        let _ = disks[0].clone().with_fault(When::Nth("ask for the space of", second), failure);
+        assert_eq!(capacities(&open()), expected);
+        disks[0].heal();
+        disks[0].let_go();
+    }
 }
 
 /// The number of the spindle that the slice's manifest lies on.
@@ -598,6 +672,82 @@ fn a_folder_that_can_not_be_synced_leaves_the_slice_before_or_the_new_one() {
         }
     }
     assert!(refused >= 4, "among them the one after the rename, with and without a cut: {refused}");
+}
+
+/// Goal: the same where the newer load's manifest goes to another disk than the one it is to replace. Method: each sync of a
+/// folder of that disk fails in turn, and the disk lets go of nothing or of what it is told to; then a restart, with and
+/// without a power cut. What is left is flushed, and stays away.
+#[test]
+fn a_commit_in_doubt_on_another_home_leaves_the_slice_before_or_the_new_one() {
+    let mut refused = 0;
+    for (nth, lets_go, cut) in
+        (0..).flat_map(|nth| [(nth, true, false), (nth, false, false), (nth, true, true), (nth, false, true)])
+    {
+        let mut rig = Rig::new(2);
+        let cache = rig.open(HealthLimits::default());
+        load(&cache, plan(WritePath::Direct)).unwrap();
+        if home(&cache) == 1 {
+            load(&cache, plan(WritePath::Direct)).unwrap();
+        }
+        assert_eq!(home(&cache), 0);
+        let done = rig.disks[1].ops_of("sync folder");
+        let _ =
+            rig.disks[1].clone().with_fault(When::Nth("sync folder", done + nth), Failure::Error(Errno::IO));
+        if !lets_go {
+            let _ = rig.disks[1].clone().with_fault(When::Every("unlink"), Failure::Error(Errno::IO));
+        }
+        let other = LoadPlan { fingerprint: Fingerprint::from_bytes([2; 32]), ..plan(WritePath::Direct) };
+        let newer = load(&cache, other);
+        let case = format!("sync {nth}, lets go: {lets_go}, cut: {cut}, {newer:?}");
+        assert_eq!(scan(&cache).unwrap(), BLOBS, "{case}");
+        if newer.is_ok() {
+            break;
+        }
+        refused += 1;
+        rig.disks.iter().for_each(SimDisk::heal);
+        // What may be there is drawn anew for each power cut.
+        let draws: Vec<Vec<SimDisk>> = match cut {
+            true => (0..8).map(|_| rig.disks.iter().map(SimDisk::restart).collect()).collect(),
+            false => vec![rig.disks.clone()],
+        };
+        drop(cache);
+        for (number, disks) in draws.into_iter().enumerate() {
+            rig.disks = disks;
+            let cache = rig.open(HealthLimits::default());
+            let report = cache.recovery().clone();
+            assert_eq!(scan(&cache).unwrap(), BLOBS, "{case}, disk {number}: {report:?}");
+            assert!(cache.snap(&key()).flush(None).unwrap());
+            drop(cache);
+            assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0, "{case}, disk {number}");
+        }
+    }
+    assert!(refused >= 8, "among them the ones after the rename: {refused}");
+}
+
+/// A flush in the cache that does not know the end of its commit takes both.
+#[test]
+fn a_flush_after_a_commit_in_doubt_leaves_nothing_that_comes_back() {
+    let rig = Rig::new(2);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Direct)).unwrap();
+    if home(&cache) == 1 {
+        load(&cache, plan(WritePath::Direct)).unwrap();
+    }
+    // Its load folder, the folder of load folders, and that of manifests.
+    let done = rig.disks[1].ops_of("sync folder");
+    let disk = rig.disks[1].clone().with_fault(When::Nth("sync folder", done + 2), Failure::Error(Errno::IO));
+    let _ = disk.with_fault(When::Every("unlink"), Failure::Error(Errno::IO));
+    let other = LoadPlan { fingerprint: Fingerprint::from_bytes([2; 32]), ..plan(WritePath::Direct) };
+    let error = load(&cache, other).unwrap_err();
+    assert!(matches!(error, LoadError::Commit { .. }), "{error:?}");
+    assert!(matches!(cache.snap(&key()).flush(None), Err(FlushError::Disk { .. })), "the newer one is first");
+    rig.disks[1].heal();
+    drop(cache);
+    let cache = rig.open(HealthLimits::default());
+    assert_eq!(cache.recovery().kept, 1);
+    assert!(cache.snap(&key()).flush(None).unwrap());
+    drop(cache);
+    assert_eq!(rig.open(HealthLimits::default()).recovery().kept, 0);
 }
 
 #[test]

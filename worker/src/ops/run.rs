@@ -39,8 +39,7 @@ pub(crate) fn operate(
     if operation == Operation::Warm {
         entries.sort_by_key(|entry| Reverse(entry.key.clock()));
     }
-    let counts = core.budget.counts();
-    let mut room = counts.residence_max.saturating_sub(counts.images + counts.mapped);
+    let mut room = room_in_memory(core);
     // In one go and in order: what is warmed first leaves less room for what comes later.
     let jobs = entries.into_iter().map(|entry| {
         let (outcome, bytes) = operation.forecast(&status(&entry));
@@ -66,6 +65,11 @@ struct Job {
 /// The spindles that a snap's files lie on: what lies on others must not wait for them.
 fn lane_of(entry: &Entry) -> Vec<SpindleUuid> {
     entry.manifest().map_or_else(Vec::new, |manifest| manifest.spindles.clone())
+}
+
+fn room_in_memory(core: &CacheCore) -> u64 {
+    let counts = core.budget.counts();
+    counts.residence_max.saturating_sub(counts.images + counts.mapped)
 }
 
 fn take_room(entry: &Entry, room: &mut u64) -> OperationOutcome {
@@ -194,6 +198,11 @@ impl Run<'_> {
 
     /// Brings all of it into memory. That is no query, so it does not make the slice look used.
     fn warm(&self, entry: &Arc<Entry>) -> Result<OperationOutcome, OperationError> {
+        // Others may have taken the room since all were looked at, and nothing goes for a warming.
+        let mut room = room_in_memory(self.core);
+        if let refused @ OperationOutcome::Refused(_) = take_room(entry, &mut room) {
+            return Ok(refused);
+        }
         let longest = Instant::now() + WARM_WAIT_MAX;
         let deadline = Some(self.patience.deadline.map_or(longest, |deadline| deadline.min(longest)));
         let (reply, _) = entry.lease(Want::Latest, &Patience { deadline, ..self.patience.clone() });
@@ -238,7 +247,7 @@ impl Run<'_> {
             on_progress: self.options.on_progress.as_ref(),
         };
         match verifying.verify(&manifest) {
-            Ok(()) => Ok(OperationOutcome::Done),
+            Ok(outcome) => Ok(outcome),
             // Flush and reslice take files away under who reads them: that is no damage.
             Err(_) if !entry.manifest().is_some_and(|now| Arc::ptr_eq(&now, &manifest)) => {
                 Ok(OperationOutcome::Nothing)

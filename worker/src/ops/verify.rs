@@ -1,6 +1,6 @@
 //! Compares a slice's files with what was written, and tells of all that are damaged.
 
-use super::operation::{DamagedFile, OnProgress, OperationError};
+use super::operation::{DamagedFile, OnProgress, OperationError, OperationOutcome};
 use crate::cache::CacheCore;
 use crate::events::reason;
 use crate::scan::patience::{Impatience, Patience};
@@ -22,9 +22,11 @@ pub(super) struct Verifying<'a> {
 }
 
 impl Verifying<'_> {
+    /// There is nothing to verify any more if another load has replaced it.
+    ///
     /// # Errors
     /// [`OperationError`]. All files are looked at, also behind a damaged one.
-    pub(super) fn verify(&self, manifest: &Manifest) -> Result<(), OperationError> {
+    pub(super) fn verify(&self, manifest: &Manifest) -> Result<OperationOutcome, OperationError> {
         let lane = self.core.next_lane();
         let check = Check { core: self.core, lane, read_bytes: READ_BYTES, pacer: self };
         let regions = manifest.regions.iter().map(|record| check.region(manifest, record));
@@ -33,11 +35,12 @@ impl Verifying<'_> {
             match verdict {
                 Ok(()) => {}
                 Err(Unproven::Damaged(damage)) => files.push(told(*damage)),
+                Err(Unproven::Replaced) => return Ok(OperationOutcome::Nothing),
                 Err(Unproven::Left) => return Err(OperationError::Late),
                 Err(Unproven::Unread(error)) => return Err(unread(error)),
             }
         }
-        if files.is_empty() { Ok(()) } else { Err(OperationError::Damaged { files }) }
+        if files.is_empty() { Ok(OperationOutcome::Done) } else { Err(OperationError::Damaged { files }) }
     }
 }
 

@@ -391,8 +391,8 @@ impl SliceWriter {
     /// up: that is what slows a fast producer down.
     ///
     /// # Errors
-    /// [`LoadError`]. After `Parcel`, `ParcelTooLarge` and `Memory` the load goes on without that parcel; after all
-    /// others it is over.
+    /// [`LoadError`]. After `Parcel`, `ParcelTooLarge`, `Memory` and `TakesRegions` the load goes on without that parcel;
+    /// after all others it is over.
     #[doc(alias = "queueParcel")]
     pub fn queue_parcel(&self, parcel: Parcel) -> Result<(), LoadError> {
         self.queue_parcel_until(parcel, None)
@@ -402,8 +402,8 @@ impl SliceWriter {
     /// the disks' queues. When its turn has come it is taken as a whole, however long a disk takes.
     ///
     /// # Errors
-    /// [`LoadError`]. After `Parcel`, `ParcelTooLarge`, `Memory` and `Late` nothing of the parcel was taken, and the
-    /// load goes on, unless its own deadline has passed; after all others it is over.
+    /// [`LoadError`]. After `Parcel`, `ParcelTooLarge`, `Memory`, `TakesRegions` and `Late` nothing of the parcel was taken,
+    /// and the load goes on, unless its own deadline has passed; after all others it is over.
     pub fn queue_parcel_until(&self, parcel: Parcel, deadline: Option<Instant>) -> Result<(), LoadError> {
         let call = self.load.call()?;
         self.load.queue_parcel(&call, parcel, None, &Patience::until(deadline))

@@ -55,6 +55,8 @@ pub(crate) enum Unproven {
     Unread(WarmError),
     /// There was no time, or nobody wants to know any more.
     Left,
+    /// The disk names a later load already: what was asked about goes.
+    Replaced,
 }
 
 /// Where the bytes are not what was written.
@@ -103,6 +105,8 @@ impl Check<'_> {
         close(home, file, self.lane);
         match Manifest::decode(&found?.map_err(failed)?) {
             Ok(found) if found.is_of_the_same_load(manifest) => Ok(()),
+            // Renamed into its place, and not told yet.
+            Ok(found) if found.load_number > manifest.load_number => Err(Unproven::Replaced),
             Ok(found) => Err(damaged(format!("it names load {}", found.load_number))),
             Err(ManifestError::Newer { .. }) => Ok(()), // Not ours to judge: its checksum holds.
             Err(error) => Err(damaged(error.to_string())),

@@ -15,6 +15,7 @@ use crate::region::arena::Image;
 use crate::scan::patience::Patience;
 use crate::slice::build::{BuildError, BuiltRegion, Site, WriteError, Writes};
 use crate::snap::hot::{HotSlice, RegionBytes};
+use crate::snap::leftovers::Leftovers;
 use crate::snap::manifest::{FileCount, Manifest, RegionRecord};
 use crate::snap::metrics::SliceMetrics;
 use crate::spindle::engine::{DiskError, EntryKind, Op};
@@ -171,13 +172,14 @@ pub(crate) struct Commit {
 }
 
 impl Commit {
-    /// Does it all, and waits for the disks. On an error nothing is left on them, but for one case: where its manifest has
-    /// taken the place of one of the `older` ones, and nobody knows whether the disk has taken note of that, all that
-    /// either names stays. So whichever the next start finds is whole.
+    /// Does it all, and waits for the disks. On an error nothing is left on them, but for one case: where one of the
+    /// `older` manifests is there, and nobody knows whether its own stands on the disk, all that it names stays, and it is
+    /// one of the `leftovers`. Its number is the highest, so the next start may find that it counts: then it is whole.
     pub(crate) fn run(
         mut self,
         all: &[Arc<Spindle>],
         older: &[Arc<Manifest>],
+        leftovers: &Leftovers,
     ) -> Result<Manifest, CommitError> {
         let mut built = std::mem::take(&mut self.built);
         match self.write_all(all, &mut built, older) {
@@ -188,6 +190,9 @@ impl Commit {
                 Ok(manifest)
             }
             Err(Unfinished { error, may_stand }) => {
+                if may_stand {
+                    leftovers.add(&self.key, all[self.folders.spindles[0]].uuid);
+                }
                 if may_stand || !self.folders.remove_all(all) {
                     built.into_iter().for_each(|region| region.writes.leave_behind());
                 }
@@ -241,8 +246,7 @@ impl Commit {
             metrics: Some(Box::new(self.metrics)),
         };
         self.sync_folders(all, &manifest).map_err(|source| CommitError::Manifest { source })?;
-        let older = older.iter().find(|older| older.spindles.first() == Some(&home.uuid));
-        write_manifest(&home, &manifest, older.map(Arc::as_ref))?;
+        write_manifest(&home, &manifest, older)?;
         Ok(manifest)
     }
 
@@ -307,19 +311,19 @@ impl From<CommitError> for Unfinished {
 }
 
 /// The commit point: after the folder's sync the slice exists, before the rename it does not.
-fn write_manifest(home: &Spindle, manifest: &Manifest, older: Option<&Manifest>) -> Result<(), Unfinished> {
+fn write_manifest(home: &Spindle, manifest: &Manifest, older: &[Arc<Manifest>]) -> Result<(), Unfinished> {
     let failed = |source| Unfinished::from(CommitError::Manifest { source });
     let folder = home.folder.join(MANIFESTS);
     let path = folder.join(Manifest::file_name(&manifest.key));
     put_in_place(home, &path, manifest).map_err(failed)?;
     if let Err(error) = home.impellers.run(Op::SyncFolder { path: folder }, None) {
         // Nobody knows what is on the disk, and a sync that works after one that did not says nothing.
-        let _ = match older {
+        let _ = match older.iter().find(|older| older.spindles.first() == Some(&home.uuid)) {
             None => home.impellers.run(Op::Unlink { path }, None).map(drop),
             // As if there had been no commit, if the disk goes on; to unlink it would take what was durable.
             Some(older) => put_in_place(home, &path, older),
         };
-        return Err(Unfinished { may_stand: older.is_some(), ..failed(error) });
+        return Err(Unfinished { may_stand: !older.is_empty(), ..failed(error) });
     }
     Ok(())
 }

@@ -213,7 +213,8 @@ impl Entry {
                 desk.report(runner.now(), SnapEvent::Pin, nothing);
             }
             facts.metrics.restore_counts(access.evicts, access.flushes);
-            if let Some(queried_at_ms) = access.queried_at_ms {
+            // A clock that was ahead once does not keep it for years.
+            if let Some(queried_at_ms) = access.queried_at_ms.map(|queried_at_ms| queried_at_ms.min(now_ms)) {
                 let queries = u32::try_from(access.leases).unwrap_or(u32::MAX).max(1);
                 let history = History::restored(queried_at_ms, access.gap_ms, queries);
                 // It came before it was asked for, or was loaded since.
@@ -395,10 +396,13 @@ impl Entry {
         });
     }
 
-    /// Whether a version is served from memory of our own, and all of it is there.
+    /// Whether a version is served from memory of our own, and all of it is there as it was loaded: what came from the
+    /// disk without a look at its checksums may be as damaged as what lies there.
     pub(crate) fn has_whole_image(&self, version: Version) -> bool {
         let served = self.desk.served().filter(|hot| hot.version() == version);
-        served.is_some_and(|hot| hot.is_whole_image())
+        served.is_some_and(|hot| {
+            hot.is_whole_image() && (hot.was_loaded() || self.runner.verifies_what_it_warms())
+        })
     }
 
     /// Hands over a load that is sealed. What it is told comes when it is on the disk.

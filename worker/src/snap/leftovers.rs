@@ -1,8 +1,9 @@
-//! Manifests of older loads that may still stand on a disk, beside the one that counts.
+//! Manifests of other loads that may still stand on a disk, beside the one that counts.
 //!
 //! A slice's manifest stands on the home spindle of its load, and the next load may have another home. Of two manifests the
 //! newer one counts: so what could not be removed is harmless as long as that stands, and would come back with the next start if
-//! that went alone. Whoever takes the newest one off the disks takes these off before.
+//! that went alone. A commit that nobody knows the end of may have left a newer one, too. Whoever takes the one that counts
+//! off the disks takes these off before.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -102,13 +102,14 @@ impl Snap {
     /// # Errors
     /// [`LeaseError`].
     pub fn outlet(&self, want: Want) -> Result<SliceOutlet, LeaseError> {
-        let (core, entry) = (self.core(), self.entry());
+        let snap = self.current();
+        let (core, entry) = (snap.core(), snap.entry());
         let key = || entry.key.clone();
         if core.is_closed() {
             return Err(LeaseError::Closed { key: key() });
         }
         // From one look to the next all may change; then the next tells.
-        let hot = self.lease_what_is_hot(want);
+        let hot = snap.lease_what_is_hot(want);
         let manifest = entry.manifest().filter(|manifest| match &hot {
             Some((hot, _)) => manifest.load_number == hot.load_number,
             None => is(want, manifest.fingerprint),
@@ -208,7 +209,12 @@ impl SliceOutlet {
                 held: self.held.clone(),
             });
         }
-        let Some(manifest) = &self.manifest else { return Err(OutletError::NoRegion { key: key(), index }) };
+        let Some(manifest) = &self.manifest else {
+            return Err(match hot {
+                None => OutletError::NoRegion { key: key(), index },
+                Some(_) => OutletError::Gone { key: key() }, // Its files were another load's when they were looked for.
+            });
+        };
         let record = manifest.regions.binary_search_by_key(&index, |record| record.index);
         let record = record.map_err(|_| OutletError::NoRegion { key: key(), index })?;
         let patience = Patience::until(deadline);

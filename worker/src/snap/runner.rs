@@ -25,6 +25,7 @@ use crate::snap::commit::{CommitError, remove_manifest, remove_regions};
 use crate::snap::entry::{Cargo, Debt, Entry};
 use crate::snap::leftovers::Leftovers;
 use crate::snap::manifest::Manifest;
+use crate::snap::recovery::leave_behind;
 use crate::snap::state::{Command, Limits, SnapEvent, Version};
 use crate::snap::urgent::Urgent;
 use crate::snap::warm::{Attempt, WarmError, Warmth, bytes_in_memory};
@@ -159,6 +160,11 @@ impl Runner {
         self.budget.take_patiently(MemoryUse::Mapped, bytes, patience)
     }
 
+    /// Whether what is in memory from the disk was compared with its checksums.
+    pub(crate) fn verifies_what_it_warms(&self) -> bool {
+        self.warmth.upgrade().is_some_and(|warmth| warmth.verifies())
+    }
+
     fn start_warming(&self, entry: &Arc<Entry>, manifest: Arc<Manifest>, grant: MemoryGrant) {
         let (Some(spindles), Some(warmth)) = (self.spindles(), self.warmth.upgrade()) else {
             // The cache was dropped meanwhile.
@@ -188,7 +194,7 @@ impl Runner {
                 let event = match (command, &spindles) {
                     (Command::StartCommit(version), spindles) => {
                         pay_all(&mut debts); // Who came before does not wait for this one.
-                        commit(&of_thread, version, spindles.as_deref(), &mut debts)
+                        commit(&of_thread, version, spindles.as_deref(), &runner.leftovers, &mut debts)
                     }
                     (Command::RemoveFiles(version), Some(spindles)) => {
                         remove(&of_thread, version, spindles, &runner.leftovers)
@@ -266,6 +272,7 @@ fn commit(
     entry: &Entry,
     version: Version,
     spindles: Option<&[Arc<Spindle>]>,
+    leftovers: &Leftovers,
     debts: &mut Vec<(Debt, Result<(), CommitError>)>,
 ) -> SnapEvent {
     let (Cargo { commit, debt }, older) = {
@@ -276,7 +283,7 @@ fn commit(
     let in_memory = commit.hot.is_some();
     let span = info_span!("commit", key = %entry.key, bytes = Empty, outcome = Empty);
     let committed = span.in_scope(|| match spindles {
-        Some(spindles) => commit.run(spindles, &older),
+        Some(spindles) => commit.run(spindles, &older, leftovers),
         None => Err(CommitError::Closed),
     });
     let meter = &entry.events().meter;
@@ -355,14 +362,4 @@ fn remove_manifests(
         leftovers.remove(key, home);
     }
     Ok(())
-}
-
-/// Keeps counting files that stay.
-fn leave_behind(spindles: &[Arc<Spindle>], manifest: &Manifest) {
-    for region in &manifest.regions {
-        let uuid = manifest.spindles[region.spindle as usize];
-        if let Some(spindle) = spindles.iter().find(|spindle| spindle.uuid == uuid) {
-            region.space.0.iter().for_each(|space| spindle.room.leave_behind(space.clone()));
-        }
-    }
 }

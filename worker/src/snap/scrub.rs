@@ -176,7 +176,7 @@ impl Scrub {
             // What is not named any more may have been removed under our eyes.
             _ if !turn.goes_on() => Verdict::Gone,
             Ok(()) => Verdict::Whole,
-            Err(Unproven::Left) => Verdict::Gone,
+            Err(Unproven::Left | Unproven::Replaced) => Verdict::Gone,
             Err(Unproven::Unread(error)) => Verdict::Unread(error),
             Err(Unproven::Damaged(damage)) => Verdict::Damaged(damage),
         }

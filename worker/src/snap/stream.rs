@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use pelton_region_format::{Fingerprint, FormatError, Frame, Header, Key, PAGE_BYTES, Place, Trailer};
 
@@ -174,11 +173,11 @@ impl fmt::Debug for StreamRegion {
 }
 
 /// Closes a file without waiting for it. If its name is gone, that frees its blocks, which is the disk's work, not a scan
-/// thread's. A queue that is full does not take it, and then it is closed here.
+/// thread's.
 pub(crate) fn close(spindle: &Spindle, file: Arc<SpindleFile>, lane: Lane) {
     let (replies, _) = replies();
     let close = Op::Close { file };
-    let _ = spindle.impellers.submit(lane, close, replies.tag(0), Some(Instant::now()));
+    let _ = spindle.impellers.submit_at_once(lane, close, replies.tag(0), None); // Closed here, if the spindle is.
 }
 
 /// Reads a stretch of a file, less only where the file ends.

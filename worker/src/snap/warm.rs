@@ -204,6 +204,11 @@ impl Warmth {
             verify,
         }
     }
+
+    /// Whether what is brought in is compared with its checksums on its way.
+    pub(crate) fn verifies(&self) -> bool {
+        self.verify != Verify::Never
+    }
 }
 
 impl SpindleWarmth {
@@ -318,7 +323,7 @@ impl Attempt {
                 is_verified,
                 lane: next_lane(),
             };
-            let (hauling, verify) = (hauling.clone(), warmth.verify != Verify::Never);
+            let (hauling, verify) = (hauling.clone(), warmth.verifies());
             let job = move |queue: &WarmQueue| match look.run() {
                 Ok((region, way)) => {
                     let region = Arc::new(region);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::budget::ledger::{Reservation, SpindleFull};
 use crate::config::{ConfigError, SpindleConfig, depth_on, floor_on};
 use crate::spindle::device::Device;
-use crate::spindle::engine::{DiskError, EngineKind, Op, PageBuffer};
+use crate::spindle::engine::{DiskError, EngineKind, Op, Outcome, PageBuffer, Space};
 use crate::spindle::file::{DIRECT_ALIGNMENT, FileMode};
 use crate::spindle::health::{HealthEvent, HealthLimits};
 use crate::spindle::identity::{Identity, IdentityError, NetworkFolders, SpindleUuid};
@@ -125,6 +125,11 @@ impl Spindle {
         })
     }
 
+    /// How large its file system is, and what is free there.
+    pub(crate) fn space(&self, deadline: Option<Instant>) -> Result<Space, DiskError> {
+        self.impellers.run(Op::Space { path: self.folder.clone() }, deadline).map(Outcome::into_space)
+    }
+
     /// Settles how much it may hold, now that what it holds already is counted. `sharers` spindles share its
     /// file system and divide what is free there.
     pub(crate) fn limit(
@@ -132,13 +137,13 @@ impl Spindle {
         config: &SpindleConfig,
         floor: Option<u64>,
         sharers: u64,
-    ) -> Result<Result<(), ConfigError>, DiskError> {
-        let space = self.impellers.run(Op::Space { path: self.folder.clone() }, None)?.into_space();
+        space: Space,
+    ) -> Result<(), ConfigError> {
         self.room.saw(space.bytes_free);
         let held = self.room.counts().used;
         let capacity = config.capacity_on(space.bytes_free / sharers, held);
         let floor = floor.unwrap_or_else(|| floor_on(space.bytes_total, space.bytes_free, held));
-        Ok(capacity.map(|capacity| self.room.limit(capacity, floor)))
+        capacity.map(|capacity| self.room.limit(capacity, floor))
     }
 
     /// The spindle's name as it stands in the names of load folders.

@@ -11,6 +11,8 @@ use crate::slice::parcel::ParcelBuilder;
 use crate::slice::plan::{Durability, LoadPlan, WritePath};
 use crate::slice::writer::{IntakeError, LoadError, SliceWriter};
 use crate::snap::state::SnapState;
+use crate::spindle::engine::sim::{Failure, SimDisk, When};
+use crate::spindle::health::HealthLimits;
 
 const MIB: usize = 1 << 20;
 /// More than a piece.
@@ -37,10 +39,14 @@ fn open(folder: &Path, memory: u64) -> Cache {
 
 /// Two blobs, over three regions of which one stays empty.
 fn load(cache: &Cache, write_path: WritePath) {
+    load_with(cache, write_path, Durability::Wait);
+}
+
+fn load_with(cache: &Cache, write_path: WritePath, durability: Durability) {
     let plan = LoadPlan {
         regions: Some(3),
         write_path,
-        durability: Durability::Wait,
+        durability,
         deal: crate::Deal::RoundRobin,
         ..LoadPlan::new(fingerprint())
     };
@@ -151,8 +157,31 @@ fn a_slice_is_copied_byte_for_byte() {
 
 #[test]
 fn a_slice_that_is_not_on_the_disk_yet_is_copied_from_memory() {
-    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let from = open(folders[0].path(), 256 << 20);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let disk = SimDisk::healthy(path.clone(), 7);
+    let mut config = crate::Config::default();
+    (config.depth, config.scan_threads, config.free_floor) = (Some(64), Some(2), Some(0));
+    let builder = crate::CacheBuilder::from_config(config).memory(256 << 20).spindle(path, 1 << 30);
+    let from = builder.open_on(vec![disk.clone()], HealthLimits::default()).unwrap();
+    from.recovery();
+    let synced = disk.ops_of("sync");
+    let _ = disk.clone().with_fault(When::Nth("sync", synced), Failure::Hang);
+    load_with(&from, WritePath::Image, Durability::Background);
+    let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
+    let region = outlet.region(0, None).unwrap();
+    assert!(region.memory().is_some() && !from.snap(&key()).status().durable);
+    assert_eq!(region.memory().unwrap().len() as u64, region.region().file_bytes);
+    drop((outlet, region));
+    disk.let_go();
+    from.sync(None).unwrap();
+    assert!(from.snap(&key()).status().durable);
+}
+
+#[test]
+fn a_slice_in_memory_is_copied_from_there_and_else_from_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = open(folder.path(), 256 << 20);
     load(&from, WritePath::Image);
     let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
     let region = outlet.region(0, None).unwrap();

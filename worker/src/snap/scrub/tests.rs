@@ -3,12 +3,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use pelton_region_format::{Fingerprint, Header, PAGE_BYTES, Trailer};
+use pelton_region_format::{Fingerprint, Header, KeyPattern, PAGE_BYTES, Trailer};
 use rustix::io::Errno;
 
 use super::*;
 use crate::cache::{Cache, Want};
+use crate::config::Verify;
 use crate::events::Events;
+use crate::ops::operation::{Operation, OperationOptions, OperationOutcome};
+use crate::ops::select::Selection;
 use crate::region::residence::Residence;
 use crate::scan::blobs::Blobs;
 use crate::scan::lease::LeaseError;
@@ -147,6 +150,41 @@ fn a_flipped_bit_in_any_part_is_found_told_and_dropped_and_the_others_live() {
             (0..3).for_each(|slice| assert_eq!(scan(&cache, slice).unwrap(), BLOBS, "{case}"));
         }
     }
+}
+
+#[test]
+fn an_image_of_a_damaged_file_is_not_served_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = builder(folder.path()).verify(Verify::Never).open().unwrap();
+    load(&cache, 1);
+    assert!(cache.snap(&key(1)).evict());
+    flip(&region_file(folder.path(), &cache, 1), MIB + 77);
+    drop(cache.lease(&key(1), Want::Latest, None).unwrap()); // Nobody has looked at its checksums.
+    scrub(&cache, UNLIMITED).round();
+    assert_eq!(cache.stats().scrub.damaged, 1);
+    assert!(matches!(scan(&cache, 1), Err(LeaseError::NotThere { .. })));
+}
+
+/// Between the rename and the moment when it is told, the disk names the next load already.
+#[test]
+fn a_manifest_that_was_just_replaced_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = builder(folder.path()).open().unwrap();
+    load(&cache, 1);
+    let path = folder.path().join("spindle/manifests").join(Manifest::file_name(&key(1)));
+    let mut next = Manifest::decode(&fs::read(&path).unwrap()).unwrap();
+    next.load_number += 1;
+    fs::write(&path, next.encode()).unwrap();
+    let mut events = cache.events();
+    scrub(&cache, UNLIMITED).round();
+    assert_eq!((damage_told(&mut events), cache.stats().scrub.damaged), (vec![], 0));
+    let all = Selection::new(KeyPattern::ALL);
+    let results = cache.operate(&all, Operation::Verify, &OperationOptions::default());
+    assert!(matches!(results[0].outcome, OperationOutcome::Nothing), "{results:?}");
+    // One that is gone is.
+    fs::remove_file(&path).unwrap();
+    scrub(&cache, UNLIMITED).round();
+    assert_eq!(damage_told(&mut events), [(key(1), path, None)]);
 }
 
 #[test]
