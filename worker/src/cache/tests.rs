@@ -152,11 +152,16 @@ fn opened_by_and_stuck(nth: u64, with: impl FnOnce(CacheBuilder) -> CacheBuilder
     cache.close(None).unwrap();
     let _ = rig.disks[0].clone().with_fault(When::Nth("look into", nth), Failure::Hang);
     let cache = with(rig.builder(0..1)).open_on(rig.disks.clone(), HealthLimits::default()).unwrap();
+    until_stuck(&cache);
+    (rig, cache)
+}
+
+/// Waits until the reading of manifests hangs.
+fn until_stuck(cache: &Cache) {
     while cache.core.spindles[0].impellers.oldest().is_none_or(|(_, since)| since < Duration::from_millis(50))
     {
         std::thread::sleep(Duration::from_millis(5));
     }
-    (rig, cache)
 }
 
 #[test]
