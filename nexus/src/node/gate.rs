@@ -16,7 +16,7 @@ use tower::Layer;
 
 use super::state::{Call, State};
 use crate::door::Caller;
-use crate::role::Role;
+use crate::role::{self, Role};
 
 /// What a call needs: a role, or nothing.
 type Needs = Option<Role>;
@@ -25,7 +25,8 @@ type Needs = Option<Role>;
 const TABLE: [(&str, Needs); 5] = [
     ("/grpc.health.v1.Health/", None),
     ("/pelton.nexus.v1.Peer/", Some(Role::Reader)),
-    ("/pelton.nexus.v1.Feed/", Some(Role::Loader)),
+    // And what its direction needs.
+    ("/pelton.nexus.v1.Feed/", Some(Role::Reader)),
     // And what its operation needs.
     ("/pelton.nexus.v1.Admin/Operate", Some(Role::Reader)),
     ("/pelton.nexus.v1.Admin/ListLeases", Some(Role::Reader)),
@@ -43,14 +44,7 @@ pub(super) fn needed_by(operation: Operation) -> Role {
 
 /// Refuses whoever has not the role that `what` needs.
 pub(super) fn permit(caller: Option<&Caller>, needed: Role, what: &str) -> Result<(), Status> {
-    let role = caller.and_then(Caller::role);
-    if role >= Some(needed) {
-        return Ok(());
-    }
-    let who = caller.map_or_else(|| "nobody".to_owned(), Caller::name);
-    let has = role.map_or_else(|| "none".to_owned(), |role| format!("the role {role}"));
-    tracing::warn!(%who, needed = %needed, what, "a call was refused");
-    Err(Status::permission_denied(format!("{what} needs the role {needed}, and {who} has {has}")))
+    role::permit(caller, needed, what).map_err(Status::permission_denied)
 }
 
 fn needs(path: &str) -> Needs {
@@ -216,7 +210,7 @@ mod tests {
             ("/pelton.nexus.v1.Peer/GetManifest", Some(Role::Reader)),
             ("/pelton.nexus.v1.Peer/FetchRange", Some(Role::Reader)),
             ("/pelton.nexus.v1.Peer/OpenLane", Some(Role::Reader)),
-            ("/pelton.nexus.v1.Feed/Open", Some(Role::Loader)),
+            ("/pelton.nexus.v1.Feed/Open", Some(Role::Reader)),
             ("/pelton.nexus.v1.Admin/Operate", Some(Role::Reader)),
             ("/pelton.nexus.v1.Admin/ListLeases", Some(Role::Reader)),
             ("/pelton.nexus.v1.Admin/Drain", Some(Role::Admin)),
