@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pelton_nexus_proto::LimitExceeded;
 use pelton_nexus_proto::lane::{LaneAnswer, LaneError, LaneOpening};
-use pelton_nexus_proto::{LimitExceeded, Limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::lanes::{LaneLimits, Lanes};
+use crate::limits::NodeLimits;
 use crate::places::{PeerPlace, Place, Places};
 use crate::role::{Identity, Role};
 use crate::stream::Stream;
@@ -93,12 +94,13 @@ impl Door {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let lanes = Lanes::new(address.port(), security.is_tls(), limits);
-        Ok(Door { listener, address, security, lanes, places: Places::new(&Limits::default()) })
+        let places = NodeLimits::default().connections().clone();
+        Ok(Door { listener, address, security, lanes, places })
     }
 
-    /// Sets how many connections may be open at once, in all and of one peer.
-    pub fn limits(&mut self, limits: &Limits) {
-        self.places = Places::new(limits);
+    /// Sets how many connections may be open at once, in all and of one peer, and where they are counted.
+    pub fn limits(&mut self, limits: &NodeLimits) {
+        self.places = limits.connections().clone();
     }
 
     /// Where it listens.

@@ -270,3 +270,27 @@ fn a_node_needs_certificates_or_a_clear_word_that_it_has_none() {
         .fails_saying(&["a: can't be read"]);
     assert!(!story.path("pelton-data").exists(), "nothing was made");
 }
+
+#[test]
+fn a_node_keeps_to_the_limits_of_its_file_and_of_its_options() {
+    let story = Story::filled();
+    story.write("pelton.toml", "[node.limits]\nmessage_bytes_max = \"128KiB\"\nframe_bytes_max = \"8KiB\"\n");
+    let options = ["--insecure", "--config", "pelton.toml", "--limit", "chunk_bytes_max=8KiB"];
+    // About 20 bytes for each filter.
+    let filters: Vec<&str> = (0..8000).flat_map(|_| ["--where", "bytes>1"]).collect();
+    for (option, says) in [
+        (
+            "frame_bytes_max=8KiB",
+            "message_bytes_max: a message has more than the 131072 bytes that are allowed",
+        ),
+        (
+            "message_bytes_max=64KiB",
+            "message_bytes_max: a message has more than the 65536 bytes that are allowed",
+        ),
+    ] {
+        let node = story.serve(&[&options[..], &["--limit", option]].concat());
+        let asked = ["ls", "--node", &node.address, "--insecure"];
+        assert_eq!(values(story.run(&[&asked[..], &["--json"]].concat())).len(), 3);
+        story.run(&[&asked[..], &filters].concat()).fails_saying(&[says]);
+    }
+}
