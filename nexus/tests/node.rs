@@ -9,12 +9,14 @@ use pelton_nexus::feed::{FeedOptions, FeedService};
 use pelton_nexus::node::{AskError, Drained, Node, NodeClient, NodeHandle, OperatedOutcome, RemoteOptions};
 use pelton_nexus::peer::{PeerOptions, PeerService};
 use pelton_nexus::{ClientSecurity, Dial, DialError, Door, LaneLimits, NodeLimits, ServerSecurity};
+use pelton_nexus_proto::messages::admin_client::AdminClient;
 use pelton_nexus_proto::messages::feed_client::FeedClient;
 use pelton_nexus_proto::messages::health::HealthCheckRequest;
 use pelton_nexus_proto::messages::health::health_check_response::ServingStatus;
 use pelton_nexus_proto::messages::health::health_client::HealthClient;
+use pelton_nexus_proto::messages::operate_message::Kind;
 use pelton_nexus_proto::messages::peer_client::PeerClient;
-use pelton_nexus_proto::messages::{FeedMessage, FetchRangeRequest, GetManifestRequest};
+use pelton_nexus_proto::messages::{FeedMessage, FetchRangeRequest, GetManifestRequest, OperateRequest};
 use pelton_nexus_proto::{Limit, Limits};
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 use pelton_worker::{Cache, GenerationState, LoadPlan, Operation, ParcelBuilder, Selection, Want};
@@ -313,6 +315,47 @@ async fn a_drain_waits_refuses_and_in_the_end_cuts() {
     log.assert_has("the node is drained calls_cut=1 leases_left=0");
 }
 
+/// Goal: who asks says how long it waits, for an answer and for all of it. Method: a verify at a rate that would take
+/// hours, and a drain behind it; each ends by itself, and the node counts nothing as under way any more.
+#[tokio::test]
+async fn a_call_ends_when_who_asked_waits_no_longer() {
+    let log = Log::listen();
+    let node = run(ServerSecurity::Plain).await;
+    let mut admin = AdminClient::new(node.channel(ClientSecurity::Plain).await);
+    let mut verify = OperateRequest {
+        operation: pelton_nexus_proto::messages::Operation::Verify.into(),
+        pattern: "*".to_owned(),
+        bytes_per_second_max: 1,
+        ..OperateRequest::default()
+    };
+    let mut request = Request::new(verify.clone());
+    request.set_timeout(Duration::from_millis(300));
+    let mut answers = admin.operate(request).await.unwrap().into_inner();
+    let late = loop {
+        match answers.message().await {
+            Ok(Some(message)) => assert!(!matches!(message.kind, Some(Kind::Summary(_))), "{message:?}"),
+            Ok(None) => panic!("it has no end, and no error"),
+            Err(status) => break status,
+        }
+    };
+    let says = "this was not done in the time that was given for it";
+    assert_eq!((late.code(), late.message()), (Code::DeadlineExceeded, says));
+
+    // Erasing nothing is done at once, so it has its end, and a line that says so.
+    (verify.operation, verify.pattern) =
+        (pelton_nexus_proto::messages::Operation::Erase.into(), "none/there".to_owned());
+    let mut request = Request::new(verify);
+    request.set_timeout(Duration::from_secs(60));
+    let mut answers = admin.operate(request).await.unwrap().into_inner();
+    while let Some(message) = answers.message().await.unwrap() {
+        assert!(matches!(message.kind, Some(Kind::Summary(_))), "{message:?}");
+    }
+    log.assert_has("pelton::audit: erase");
+    log.assert_has("ended=true");
+    // What was late is under way no more, so nothing is cut.
+    assert_eq!(node.drain().await, WHOLE);
+}
+
 #[tokio::test]
 async fn connections_beyond_a_limit_hear_its_name_and_find_room_again() {
     for (limit, name) in
@@ -425,7 +468,7 @@ async fn a_request_that_is_too_large_is_refused_before_it_is_read() {
     limits.set(Limit::MessageBytes, 4096);
     let node = run_with(ServerSecurity::Plain, limits).await;
     let channel = node.channel(ClientSecurity::Plain).await;
-    let mut admin = pelton_nexus_proto::messages::admin_client::AdminClient::new(channel);
+    let mut admin = AdminClient::new(channel);
     let request = |bytes: usize| {
         Request::new(pelton_nexus_proto::messages::ListLeasesRequest { pattern: "x".repeat(bytes) })
     };
