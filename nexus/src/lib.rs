@@ -25,6 +25,7 @@ mod places;
 mod role;
 mod stream;
 mod tls;
+mod told;
 
 pub use dial::{Dial, DialError};
 pub use door::{Caller, Connection, Door, Incoming};

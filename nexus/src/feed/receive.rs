@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 
 use super::bulk::{LaneOpening, LaneWay, OpenLane};
 use super::credit::{Credit, CreditLine, CreditRefused};
-use super::intake::{Intake, Job, Report, told};
+use super::intake::{Intake, Job, Report};
 use super::pull::stopped;
 use super::wire::{Heard, Wire};
 use super::{LINGER_MAX, ending};
+use crate::told::told;
 
 /// A receiver with all that it needs to run.
 pub(crate) struct Receiving {

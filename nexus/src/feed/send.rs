@@ -13,12 +13,12 @@ use pelton_worker::CancelToken;
 use tokio::sync::mpsc;
 
 use super::bulk::{LaneOpening, LaneWay, OpenLane};
-use super::intake::told;
 use super::outlet::{Next, Parcels, outlet};
 use super::receive::ready;
 use super::source::{Offering, Source, SourceError};
 use super::wire::{Heard, Wire};
 use super::{LINGER_MAX, ending};
+use crate::told::told;
 
 /// A sender with all that it needs to run.
 pub(crate) struct Sending {

@@ -26,6 +26,7 @@ use super::range::blocks_within;
 use crate::door::Caller;
 use crate::lanes::{Lanes, OfferedLane};
 use crate::limits::{NodeLimits, StreamPlace};
+use crate::told::told;
 
 /// Chunks of one range that are ready and not sent yet.
 const READY_CHUNKS_MAX: usize = 4;
@@ -317,7 +318,7 @@ fn want_of(fingerprint: &[u8]) -> Result<Want, Status> {
 }
 
 fn not_leased(error: &LeaseError) -> Status {
-    let text = text_of(error);
+    let text = told(error);
     match error {
         LeaseError::NotThere { .. } | LeaseError::OtherFingerprint { .. } => Status::not_found(text),
         LeaseError::Deadline { .. } => Status::deadline_exceeded(text),
@@ -328,15 +329,9 @@ fn not_leased(error: &LeaseError) -> Status {
 
 pub(super) fn not_read(error: &OutletError) -> Status {
     match error {
-        OutletError::Read { source, .. } if source.is_damage() => Status::data_loss(text_of(error)),
-        error => Status::internal(text_of(error)),
+        OutletError::Read { source, .. } if source.is_damage() => Status::data_loss(told(error)),
+        error => Status::internal(told(error)),
     }
-}
-
-/// An error with its causes.
-fn text_of(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
