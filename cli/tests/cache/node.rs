@@ -16,17 +16,17 @@ use serde_json::Value;
 use crate::{Run, Story};
 
 /// A node that was started in a story's folder.
-struct Node {
+pub(crate) struct Node {
     child: Child,
     /// Kept open: a node that prints must not find it closed.
     _stdout: BufReader<ChildStdout>,
-    address: String,
+    pub(crate) address: String,
     page: String,
 }
 
 impl Story {
     /// Starts a node on ports that the system picks, and reads what it says of them.
-    fn serve(&self, options: &[&str]) -> Node {
+    pub(crate) fn serve(&self, options: &[&str]) -> Node {
         let fixed = ["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
         let mut command = self.command(&[&fixed, options].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -170,6 +170,19 @@ fn a_page_tells_figures_and_whether_it_serves() {
     for line in ["pelton_warmings_total{outcome=\"done\"} 1", "# TYPE pelton_images_bytes gauge"] {
         assert!(page.lines().any(|its| its == line), "{line:?} is not in:\n{page}");
     }
+    // Waiting times are histograms: counts that grow from bucket to bucket, the last one being all.
+    for name in ["lease", "load", "commit", "warm"].map(|what| format!("pelton_{what}_wait_seconds")) {
+        assert!(page.lines().any(|its| its == format!("# TYPE {name} histogram")), "{name} in:\n{page}");
+        assert!(!page.contains("quantile="), "{page}");
+        let of = |begin: &str| -> Vec<f64> {
+            let lines = page.lines().filter(|line| line.starts_with(begin));
+            lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+        };
+        let (counts, count) = (of(&format!("{name}_bucket{{le=")), of(&format!("{name}_count ")));
+        assert!(counts.len() == 23 && counts.is_sorted(), "{name}: {counts:?}");
+        assert_eq!(counts.last(), count.first(), "{name}");
+        assert_eq!(count[0], f64::from(name.contains("warm")), "one slice was warmed: {name}");
+    }
     let used = page.lines().find(|line| line.starts_with("pelton_spindle_used_bytes{spindle=\"0\"} "));
     let used = used.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     assert!(used.is_some_and(|used| used >= 1_200_000.0), "{page}");
@@ -276,8 +289,8 @@ fn a_node_keeps_to_the_limits_of_its_file_and_of_its_options() {
     let story = Story::filled();
     story.write("pelton.toml", "[node.limits]\nmessage_bytes_max = \"128KiB\"\nframe_bytes_max = \"8KiB\"\n");
     let options = ["--insecure", "--config", "pelton.toml", "--limit", "chunk_bytes_max=8KiB"];
-    // About 20 bytes for each filter.
-    let filters: Vec<&str> = (0..8000).flat_map(|_| ["--where", "bytes>1"]).collect();
+    // 14 bytes for each filter.
+    let filters: Vec<&str> = (0..12_000).flat_map(|_| ["--where", "bytes>1"]).collect();
     for (option, says) in [
         (
             "frame_bytes_max=8KiB",
