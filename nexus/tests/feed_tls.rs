@@ -61,7 +61,7 @@ fn a_pull_under_tls_brings_every_byte_by_grpc_and_by_a_lane() {
     let ca = Authority::new("ours");
     let blobs = blobs(1);
     let source = FeedService::of_source(Told::sends(&blobs)).options(options());
-    let served = Served::secured(&runtime, source, ca.server(&ca.sign("source", &["127.0.0.1"], &[])));
+    let served = Served::secured(&runtime, source, ca.server(&ca.sign("source", &[proxy::HOST], &[])));
     let proxy = Proxy::new(&runtime, served.address.clone());
     for role in ["reader", "loader", "admin"] {
         let pair = ca.with_role(role);
@@ -82,7 +82,7 @@ fn a_push_under_tls_is_taken_from_a_loader_by_grpc_and_by_a_lane() {
     let ca = Authority::new("ours");
     let (_folder, cache) = taking();
     let service = FeedService::into_cache(cache.clone()).options(options());
-    let served = Served::secured(&runtime, service, ca.server(&ca.sign("node", &["127.0.0.1"], &[])));
+    let served = Served::secured(&runtime, service, ca.server(&ca.sign("node", &[proxy::HOST], &[])));
     let proxy = Proxy::new(&runtime, served.address.clone());
     let loader = ca.with_role("loader");
     for slice in 0..2 {

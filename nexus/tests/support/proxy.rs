@@ -9,6 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
+/// Where proxies listen: this machine by another name than that of the sources.
+pub(crate) const HOST: &str = "127.0.0.2";
+
 /// What happens to the bytes of one direction, at an offset of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
@@ -48,7 +51,9 @@ impl Proxy {
         let plan = Arc::new(Mutex::new((Plan::NONE, 0)));
         let of_task = plan.clone();
         let address = runtime.block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            // A lane is opened at the source's port, on the host that was dialled: so it comes by here, too.
+            let port = source.rsplit_once(':').expect("it is HOST:PORT").1;
+            let listener = TcpListener::bind(format!("{HOST}:{port}")).await.unwrap();
             let address = listener.local_addr().unwrap().to_string();
             tokio::spawn(async move {
                 while let Ok((caller, _)) = listener.accept().await {
