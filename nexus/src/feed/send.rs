@@ -13,11 +13,11 @@ use pelton_worker::CancelToken;
 use tokio::sync::mpsc;
 
 use super::bulk::{LaneOpening, LaneWay, OpenLane};
+use super::end;
 use super::outlet::{Next, Parcels, outlet};
 use super::receive::ready;
 use super::source::{Offering, Source, SourceError};
 use super::wire::{Heard, Wire};
-use super::{LINGER_MAX, ending};
 use crate::told::told;
 
 /// A sender with all that it needs to run.
@@ -86,7 +86,7 @@ impl Sending {
                 let is_asked = beside.is_asked;
                 // The source stops, and what is on the lane goes off before the lane closes.
                 drop(beside);
-                ending(self.wire, LINGER_MAX).await;
+                end(self.wire, &result).await;
                 return (is_asked, result);
             }
             self.send_data(&mut beside);
