@@ -41,6 +41,24 @@ impl Story {
         Node { child, _stdout: stdout, address, page }
     }
 
+    /// A CA in `ca.crt`, and a certificate with its key for each of these, which may be no role.
+    pub(crate) fn certificates(&self, roles: &[&str]) {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        self.write("ca.crt", ca.self_signed(&ca_key).unwrap().pem());
+        let issuer = Issuer::new(ca, ca_key);
+        for role in roles {
+            let mut params =
+                CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+            let uri = format!("spiffe://example.org/{role}-1/pelton/role/{role}");
+            params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+            let key = KeyPair::generate().unwrap();
+            self.write(&format!("{role}.crt"), params.signed_by(&key, &issuer).unwrap().pem());
+            self.write(&format!("{role}.key"), key.serialize_pem());
+        }
+    }
+
     /// Three slices, each with its own size.
     fn filled() -> Story {
         let story = Story::new();
@@ -90,6 +108,12 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The options that show a certificate of [`Story::certificates`].
+pub(crate) fn secured(role: &str) -> [String; 6] {
+    ["--tls-ca", "ca.crt", "--tls-cert", &format!("{role}.crt"), "--tls-key", &format!("{role}.key")]
+        .map(str::to_owned)
 }
 
 /// Lines of JSON without what is another each time.
@@ -227,23 +251,7 @@ fn sigterm_drains_and_a_second_one_cuts() {
 #[test]
 fn certificates_decide_who_may_do_what() {
     let story = Story::filled();
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_key = KeyPair::generate().unwrap();
-    story.write("ca.crt", ca.self_signed(&ca_key).unwrap().pem());
-    let issuer = Issuer::new(ca, ca_key);
-    for role in ["reader", "admin"] {
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
-        let uri = format!("spiffe://example.org/{role}-1/pelton/role/{role}");
-        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
-        let key = KeyPair::generate().unwrap();
-        story.write(&format!("{role}.crt"), params.signed_by(&key, &issuer).unwrap().pem());
-        story.write(&format!("{role}.key"), key.serialize_pem());
-    }
-    let secured = |role: &str| {
-        ["--tls-ca", "ca.crt", "--tls-cert", &format!("{role}.crt"), "--tls-key", &format!("{role}.key")]
-            .map(str::to_owned)
-    };
+    story.certificates(&["reader", "admin"]);
     let options = secured("reader");
     let node = story.serve(&options.each_ref().map(String::as_str));
     let ask = |args: &[&str], options: &[String]| {
