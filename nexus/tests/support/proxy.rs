@@ -116,7 +116,7 @@ async fn pass_on(
         at += len as u64;
         match hit.map(|plan| plan.fault) {
             None | Some(Fault::None) => {}
-            Some(Fault::Delay) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Some(Fault::Delay) => tokio::time::sleep(Duration::from_millis(40)).await,
             Some(Fault::Cut) => return Ok(()),
             Some(Fault::Damage) => chunk[len / 2] ^= 0x10,
             Some(Fault::Reorder) => {
