@@ -56,6 +56,10 @@ async fn run_with(security: impl Into<ServerSecurity>, limits: Limits) -> Runnin
     let node = Node::new(cache.clone(), door).limits(NodeLimits::new(limits));
     let handle = node.handle();
     let ended = tokio::spawn(async { node.serve().await.unwrap() });
+    // Until then it is not said to serve.
+    while !handle.is_serving() {
+        tokio::task::yield_now().await;
+    }
     Running { _folder: folder, cache, address, handle, ended }
 }
 

@@ -441,7 +441,8 @@ fn a_load_that_nobody_feeds_ends_at_its_deadline() {
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
     let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
-    let deadline = Some(Instant::now() + Duration::from_millis(50));
+    // Long enough to open it beside other tests.
+    let deadline = Some(Instant::now() + Duration::from_secs(2));
     let writer = to.snap(&key()).open_for_writes(LoadPlan { deadline, ..plan_of(&outlet) }).unwrap();
     let held = writer.region_intake(0).unwrap();
     assert!(matches!(writer.region_intake(0), Err(LoadError::Late { .. })), "somebody else is at it");
