@@ -46,8 +46,12 @@ impl Failure {
         let mut text = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            let told = error.to_string();
+            // Some say their cause themselves.
+            if !text.ends_with(&told) {
+                text.push_str(": ");
+                text.push_str(&told);
+            }
             cause = error.source();
         }
         Failure::Cache(one_line(&text))
@@ -142,6 +146,11 @@ mod tests {
         struct Outer(#[source] io::Error);
         let error = Outer(io::Error::other("the disk\nis gone"));
         assert_eq!(Failure::cache(&error).to_string(), "the load failed: the disk\\nis gone");
+        #[derive(Debug, thiserror::Error)]
+        #[error("the node is away: {0}")]
+        struct Telling(#[source] io::Error);
+        let error = Telling(io::Error::other("refused"));
+        assert_eq!(Failure::cache(&error).to_string(), "the node is away: refused");
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use pelton::Fingerprint;
 use pelton::files::{self, FileError, FileFormat, Input};
 use pelton::nexus::feed::{FeedService, Offering, Outlet, SliceRequest, Source, SourceError};
 use pelton::nexus::{Door, LaneLimits};
+use pelton::{Fingerprint, Key, KeyPattern};
 
 use crate::failure::Failure;
 use crate::load::{Format, runtime};
@@ -27,6 +27,10 @@ pub(crate) struct Feed {
     /// How blobs stand there
     #[arg(long, value_enum)]
     format: Format,
+    /// Only slices of which the key matches, as domain/view@clock#slice; a part that is left out, or is *, means
+    /// all. Several may be given [default: *]
+    #[arg(long = "key", value_name = "PATTERN")]
+    keys: Vec<KeyPattern>,
     #[command(flatten)]
     tls: TlsOptions,
 }
@@ -43,7 +47,7 @@ impl Feed {
         let Some(fingerprint) = files::fingerprint(&inputs, format, "none", 1, &mut |_| {})? else {
             return Err(Failure::Cache("a pipe can be read only once; feed regular files".to_owned()));
         };
-        let source = Files { inputs: Arc::new(inputs), format, fingerprint };
+        let source = Files { inputs: Arc::new(inputs), format, fingerprint, keys: self.keys };
         runtime()?.block_on(async {
             let listening = Door::open(self.listen, security, LaneLimits::default()).await;
             let refuse = |error: std::io::Error| Failure::Cache(format!("{}: {error}", self.listen));
@@ -57,16 +61,22 @@ impl Feed {
     }
 }
 
-/// Gives the same files for each slice that is asked for, whatever its key and fingerprint.
+/// Gives the same files for each slice that is asked for, whatever its fingerprint.
 struct Files {
     inputs: Arc<Vec<Input>>,
     format: FileFormat,
     /// Of what the files were at the start: a broken stream goes on only in these.
     fingerprint: Fingerprint,
+    /// Of which slices; without any, of all.
+    keys: Vec<KeyPattern>,
 }
 
 impl Source for Files {
-    fn open(&self, _: &SliceRequest) -> Result<Offering, SourceError> {
+    fn open(&self, request: &SliceRequest) -> Result<Offering, SourceError> {
+        let key: Key = request.key.parse().map_err(|error| SourceError::Invalid(format!("key: {error}")))?;
+        if !self.keys.is_empty() && !self.keys.iter().any(|pattern| pattern.matches(&key)) {
+            return Err(SourceError::NotFound);
+        }
         let (inputs, format) = (Arc::clone(&self.inputs), self.format);
         let send = move |outlet: &Outlet| {
             for input in inputs.iter() {

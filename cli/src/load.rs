@@ -22,7 +22,7 @@ use crate::cache::{self, CacheOptions};
 use crate::failure::{Failure, shown};
 use crate::progress::Progress;
 use crate::region::alignment;
-use crate::stdout::Stdout;
+use crate::stdout;
 use crate::tls::TlsOptions;
 use crate::usage::usage;
 use pelton::files::{self, FileFormat, Input};
@@ -285,13 +285,8 @@ impl Load {
     }
 
     fn tell(&self, outcome: &Outcome) -> Result<(), Failure> {
-        let mut stdout = Stdout::open()?;
-        match self.json {
-            true => stdout.line(serde_json::to_string(outcome).expect("it has nothing that JSON lacks"))?,
-            false => stdout.line(outcome)?,
-        }
         // At once: without --durable the commit is still to come.
-        stdout.flush()
+        stdout::tell(outcome, self.json)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! This file reads the command line and turns the end of a command into an exit code: 0 it worked,
 //! 1 it did not and one line on standard error says why, 2 the command line made no sense. What the
-//! commands do stands in `demo.rs`, `doctor.rs`, `feed.rs`, `load.rs`, `pull.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
+//! commands do stands in `demo.rs`, `doctor.rs`, `feed.rs`, `load.rs`, `pull.rs`, `repair.rs`, `scan.rs`, `serve.rs`, `ops/` and `region/`.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -15,9 +15,11 @@ mod input;
 mod load;
 mod ops;
 mod output;
+mod peer;
 mod progress;
 mod pull;
 mod region;
+mod repair;
 mod scan;
 mod serve;
 mod spool;
@@ -51,6 +53,8 @@ enum Command {
     Load(load::Load),
     /// Takes a slice from another worker into the cache, as it is there
     Pull(pull::Pull),
+    /// Makes a damaged slice of the cache whole, with another worker's blocks for the damaged ones
+    Repair(repair::Repair),
     /// Gives files as slices to whoever loads from here: a source for trying things
     Feed(feed::Feed),
     /// Scans slices of the cache where they lie
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(),
         Command::Load(load) => load.run(),
         Command::Pull(pull) => pull.run(),
+        Command::Repair(repair) => repair.run(),
         Command::Feed(feed) => feed.run(),
         Command::Scan(scan) => scan.run(),
         Command::Ls(ls) => ls.run(),

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use pelton::nexus::feed::FeedService;
+use pelton::nexus::feed::{FeedOptions, FeedService};
 use pelton::nexus::node::{Node, NodeHandle};
 use pelton::nexus::peer::{PeerOptions, PeerService};
-use pelton::nexus::{Door, LaneLimits};
+use pelton::nexus::{Door, LaneLimits, NodeLimits};
 use pelton::units::count;
 use pelton::{Cache, CacheBuilder};
 use tokio::net::TcpListener;
@@ -44,6 +44,10 @@ pub(crate) struct Serve {
     /// How many seconds SIGTERM waits for what is under way
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_wait: u64,
+    /// What is allowed at once, like streams_max=512 or in_flight_bytes_max=2GiB; give it once for each. docs/nexus.md
+    /// has the names
+    #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = cache::parse_limit)]
+    limits: Vec<(String, u64)>,
 }
 
 impl Serve {
@@ -53,8 +57,10 @@ impl Serve {
         let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_ansi(false);
         log.with_writer(io::stderr).init();
 
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let buckets = PrometheusBuilder::new().set_buckets(&buckets());
+        let recorder = buckets.expect("there are some").build_recorder();
         let page = recorder.handle();
+        let limits = NodeLimits::new(self.cache.node_limits(&self.limits)?);
         let builder = CacheBuilder::from_config(self.cache.config()?);
         let cache = cache::open_with(builder.recorder(Arc::new(recorder)))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,14 +69,18 @@ impl Serve {
             .build()
             .map_err(|error| Failure::Cache(format!("no threads to serve with: {}", reason(&error))))?;
         let served = runtime.block_on(async {
-            let door = Door::open(self.listen, security, LaneLimits::default()).await;
+            let door = Door::open(self.listen, security, LaneLimits::of(limits.limits())).await;
             let door = door.map_err(|error| no_listening(self.listen, &error))?;
             let address = door.address();
             // Holders and sources offer lanes at the same port.
             let lanes = door.lanes().clone();
-            let peer = PeerService::new(cache.clone(), Some(lanes.clone()), PeerOptions::default());
-            let feed = FeedService::into_cache(cache.clone()).lanes(lanes);
+            let mut peer_options = PeerOptions::default();
+            peer_options.limits = limits.clone();
+            let peer = PeerService::new(cache.clone(), Some(lanes.clone()), peer_options);
+            let feed_options = FeedOptions::sharing(limits.clone());
+            let feed = FeedService::into_cache(cache.clone()).options(feed_options).lanes(lanes);
             let node = Node::new(cache.clone(), door)
+                .limits(limits)
                 .service(peer.into_server())
                 .service(feed.into_server())
                 .drain_wait(Duration::from_secs(self.drain_wait));
@@ -96,6 +106,12 @@ impl Serve {
         say(&format_args!("ended; {calls} cut off, {leases} left"));
         closed
     }
+}
+
+/// Where the counts of waiting times end, in seconds: from 62.5 us on they double, to about two minutes. Two nodes' can be added
+/// up, which summaries can't.
+fn buckets() -> Vec<f64> {
+    (-4..=17).map(|power| 0.001 * 2f64.powi(power)).collect()
 }
 
 fn close(cache: Cache) -> Result<(), Failure> {

@@ -1,10 +1,12 @@
 //! Standard output, for bytes and for text.
 
-use std::fmt;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+
+use serde::Serialize;
 
 use crate::failure::Failure;
 
@@ -27,7 +29,7 @@ impl Stdout {
         self.0.write_all(bytes).map_err(|error| failure(&error))
     }
 
-    pub(crate) fn line(&mut self, text: impl fmt::Display) -> Result<(), Failure> {
+    pub(crate) fn line(&mut self, text: impl Display) -> Result<(), Failure> {
         writeln!(self.0, "{text}").map_err(|error| failure(&error))
     }
 
@@ -43,4 +45,14 @@ fn failure(error: &io::Error) -> Failure {
         io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
         _ => Failure::io(Path::new("standard output"), "written", error),
     }
+}
+
+/// Says what came of a command: in words, or as one line of JSON.
+pub(crate) fn tell(outcome: &(impl Display + Serialize), as_json: bool) -> Result<(), Failure> {
+    let mut stdout = Stdout::open()?;
+    match as_json {
+        true => stdout.line(serde_json::to_string(outcome).expect("it has nothing that JSON lacks"))?,
+        false => stdout.line(outcome)?,
+    }
+    stdout.flush()
 }

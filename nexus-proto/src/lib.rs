@@ -25,7 +25,7 @@ mod limits;
 pub mod messages;
 mod parcel;
 
-pub use limits::{Limit, LimitExceeded, Limits};
+pub use limits::{Limit, LimitExceeded, LimitRefused, Limits};
 pub use parcel::{
     Blobs, Codec, LENGTH_BYTES, OpenParcel, PARCEL_COST_BYTES, PackerOptions, Parcel, ParcelError,
     ParcelPacker,

@@ -9,18 +9,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pelton_nexus_proto::LimitExceeded;
 use pelton_nexus_proto::lane::{LaneAnswer, LaneError, LaneOpening};
-use pelton_nexus_proto::{LimitExceeded, Limits};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::lanes::{LaneLimits, Lanes};
+use crate::limits::NodeLimits;
 use crate::places::{PeerPlace, Place, Places};
 use crate::role::{Identity, Role};
-use crate::stream::Stream;
+use crate::stream::{Stream, write_to_stream};
 use crate::tls::{self, ServerSecurity};
 
 /// How a lane begins.
@@ -93,12 +94,13 @@ impl Door {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let lanes = Lanes::new(address.port(), security.is_tls(), limits);
-        Ok(Door { listener, address, security, lanes, places: Places::new(&Limits::default()) })
+        let places = NodeLimits::default().connections().clone();
+        Ok(Door { listener, address, security, lanes, places })
     }
 
-    /// Sets how many connections may be open at once, in all and of one peer.
-    pub fn limits(&mut self, limits: &Limits) {
-        self.places = Places::new(limits);
+    /// Sets how many connections may be open at once, in all and of one peer, and where they are counted.
+    pub fn limits(&mut self, limits: &NodeLimits) {
+        self.places = limits.connections().clone();
     }
 
     /// Where it listens.
@@ -318,32 +320,4 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
+write_to_stream!(Connection);

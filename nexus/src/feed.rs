@@ -48,6 +48,15 @@ use wire::Wire;
 /// How long the end of a stream waits for the other end to have heard of it.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 
+/// Ends a stream's connection. Who may not hear any more what was said last is not waited for.
+async fn end(wire: Wire, result: &Result<Totals, StreamError>) {
+    let ending = ending(wire, LINGER_MAX);
+    match result {
+        Err(StreamError::Lost | StreamError::Silent(_) | StreamError::Deadline) => drop(tokio::spawn(ending)),
+        _ => ending.await,
+    }
+}
+
 /// Ends this direction, and listens until the other one has ended: closed earlier, what was said last might not arrive.
 async fn ending(wire: Wire, linger_max: Duration) {
     let Wire { mut incoming, outgoing } = wire;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::lane::{LaneAnswer, LaneOpening};
 use pelton_nexus_proto::messages::Lane;
 use tokio::sync::oneshot;
@@ -25,9 +26,16 @@ pub struct LaneLimits {
     pub peer_lanes_max: u64,
 }
 
+impl LaneLimits {
+    /// What a node with these limits allows.
+    pub fn of(limits: &Limits) -> LaneLimits {
+        LaneLimits { token_wait_max: Duration::from_secs(10), peer_lanes_max: limits.peer_lanes_max }
+    }
+}
+
 impl Default for LaneLimits {
     fn default() -> LaneLimits {
-        LaneLimits { token_wait_max: Duration::from_secs(10), peer_lanes_max: 16 }
+        LaneLimits::of(&Limits::default())
     }
 }
 

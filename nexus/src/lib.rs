@@ -25,13 +25,14 @@ mod places;
 mod role;
 mod stream;
 mod tls;
+mod told;
 
 pub use dial::{Dial, DialError};
 pub use door::{Caller, Connection, Door, Incoming};
 pub use lanes::{LaneLimits, LanePlace, Lanes, OfferedLane};
 pub use limits::{NodeLimits, StreamPlace};
 pub use pelton_nexus_proto::messages;
-pub use pelton_nexus_proto::{Codec, Limit, LimitExceeded, Limits, PackerOptions};
+pub use pelton_nexus_proto::{Codec, Limit, LimitExceeded, LimitRefused, Limits, PackerOptions};
 pub use role::{Identity, Role};
 pub use stream::Stream;
 pub use tls::{ClientSecurity, ClientTls, ServerSecurity, ServerTls, TlsFileError};

@@ -1,4 +1,4 @@
-//! What a node allows at once: streams, and the bytes that they have leave to send.
+//! What a node allows at once: connections, streams, and the bytes that they have leave to send.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pelton_nexus_proto::{Limit, LimitExceeded, Limits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a node allows at once, over all of its streams. Clones are the same.
+use crate::places::Places;
+
+/// What a node allows at once, over all that it serves. Clones are the same: a node counts in one place, which its door
+/// and its services share.
 #[derive(Clone, Debug)]
 pub struct NodeLimits {
     shared: Arc<Shared>,
@@ -15,6 +18,7 @@ pub struct NodeLimits {
 #[derive(Debug)]
 struct Shared {
     limits: Limits,
+    connections: Places,
     /// One permit for each byte.
     in_flight: Arc<Semaphore>,
     in_flight_max: u64,
@@ -43,12 +47,19 @@ impl NodeLimits {
         let in_flight_max = limits.in_flight_bytes_max.min(Semaphore::MAX_PERMITS as u64);
         let in_flight = Arc::new(Semaphore::new(in_flight_max as usize));
         let (turn, streams) = (tokio::sync::Mutex::default(), Mutex::default());
-        NodeLimits { shared: Arc::new(Shared { limits, in_flight, in_flight_max, turn, streams }) }
+        let connections = Places::new(&limits);
+        let shared = Shared { limits, connections, in_flight, in_flight_max, turn, streams };
+        NodeLimits { shared: Arc::new(shared) }
     }
 
     /// All limits.
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
+    }
+
+    /// Where connections are counted.
+    pub(crate) fn connections(&self) -> &Places {
+        &self.shared.connections
     }
 
     /// Begins a stream of a peer.

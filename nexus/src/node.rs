@@ -20,7 +20,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::messages::admin_server::AdminServer;
 use pelton_nexus_proto::messages::health::health_server::HealthServer;
 use pelton_worker::Cache;
@@ -31,6 +30,7 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
 
 use crate::door::Door;
+use crate::limits::NodeLimits;
 use state::State;
 
 pub use admin::more_than_half;
@@ -52,7 +52,7 @@ pub struct Node {
     cache: Cache,
     door: Door,
     state: Arc<State>,
-    limits: Limits,
+    limits: NodeLimits,
     routes: RoutesBuilder,
     /// What health is asked about, beside the node as a whole.
     services: Vec<&'static str>,
@@ -72,7 +72,7 @@ impl Node {
             cache,
             door,
             state: Arc::new(State::new(DRAIN_WAIT)),
-            limits: Limits::default(),
+            limits: NodeLimits::default(),
             routes: RoutesBuilder::default(),
             services: Vec::new(),
         }
@@ -90,8 +90,8 @@ impl Node {
         self
     }
 
-    /// Bounds what comes in.
-    pub fn limits(mut self, limits: Limits) -> Node {
+    /// Bounds what comes in. Services that have limits are given the same, so that all is counted in one place.
+    pub fn limits(mut self, limits: NodeLimits) -> Node {
         self.door.limits(&limits);
         self.limits = limits;
         self
@@ -114,6 +114,7 @@ impl Node {
     /// [`NodeError`] if the runtime takes connections no more.
     pub async fn serve(self) -> Result<Drained, NodeError> {
         let Node { cache, door, state, limits, mut routes, mut services } = self;
+        let limits = limits.limits();
         let message_bytes_max = usize::try_from(limits.message_bytes_max).unwrap_or(usize::MAX);
         let admin = AdminServer::new(admin::Operators::new(cache.clone(), Arc::clone(&state)))
             .max_decoding_message_size(message_bytes_max)
@@ -132,7 +133,7 @@ impl Node {
             .initial_stream_window_size(crate::dial::STREAM_WINDOW_BYTES)
             .http2_keepalive_interval(Some(ALIVE_EVERY))
             .http2_keepalive_timeout(Some(ALIVE_EVERY))
-            .layer(gate::GateLayer::new(Arc::clone(&state), &limits))
+            .layer(gate::GateLayer::new(Arc::clone(&state), limits))
             .add_routes(routes.routes())
             .serve_with_incoming_shutdown(door.incoming(), drained);
         let over = async {

@@ -8,18 +8,19 @@ use pelton_nexus_proto::{Limit, LimitExceeded, Limits};
 /// Connections beyond the limit that are told so at once. Those beyond are closed without a word.
 const REFUSALS_MAX: u64 = 16;
 
-/// The places of one door.
-#[derive(Clone)]
+/// The places of one node.
+#[derive(Clone, Debug)]
 pub(crate) struct Places {
     shared: Arc<Shared>,
 }
 
+#[derive(Debug)]
 struct Shared {
     limits: Limits,
     table: Mutex<Table>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Table {
     connections: u64,
     refusals: u64,

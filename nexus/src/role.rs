@@ -5,12 +5,14 @@ use std::fmt;
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
+use crate::door::Caller;
+
 /// What a certificate allows. Each role may do what the ones before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Reads slices: Peer, search, who holds leases.
+    /// Reads slices: Peer, Feed to pull, search, who holds leases.
     Reader,
-    /// Brings slices in: Feed, pin, unpin, warm.
+    /// Brings slices in: Feed to push, pin, unpin, warm.
     Loader,
     /// Takes slices away, and stops the node.
     Admin,
@@ -59,17 +61,24 @@ impl fmt::Display for Role {
 }
 
 impl Identity {
-    /// Whom a certificate names: by the URI of its highest role, else by its first URI, else by its first DNS name.
+    /// Whom a certificate names: by the URI of its highest role, else by its first URI, else by its first DNS name. One
+    /// without a name is told from others by its number.
     pub fn of(certificate: &CertificateDer<'_>) -> Identity {
         let Ok(certificate) = EndEntityCert::try_from(certificate) else {
-            return Identity { name: UNNAMED.to_owned(), role: None };
+            return Identity { name: "a certificate that can't be read".to_owned(), role: None };
         };
         let uris = || certificate.valid_uri_names();
         let best = uris().filter_map(|uri| Some((Role::of_uri(uri)?, uri))).max_by_key(|(role, _)| *role);
         let name = best.map(|(_, uri)| uri);
         let name = name.or_else(|| uris().next()).or_else(|| certificate.valid_dns_names().next());
         // What stands in a certificate goes to logs: no line ends there.
-        let name = name.unwrap_or(UNNAMED).chars().flat_map(char::escape_debug).collect();
+        let name = match name {
+            Some(name) => name.chars().flat_map(char::escape_debug).collect(),
+            None => {
+                let digits: String = certificate.serial().iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("a certificate without a name, serial number {digits}")
+            }
+        };
         Identity { name, role: best.map(|(role, _)| role) }
     }
 
@@ -84,7 +93,17 @@ impl Identity {
     }
 }
 
-const UNNAMED: &str = "a certificate without a name";
+/// Refuses whoever has not the role that `what` needs, with who it is and what it has. Nobody is known to have no role.
+pub(crate) fn permit(caller: Option<&Caller>, needed: Role, what: &str) -> Result<(), String> {
+    let role = caller.and_then(Caller::role);
+    if role >= Some(needed) {
+        return Ok(());
+    }
+    let who = caller.map_or_else(|| "nobody".to_owned(), Caller::name);
+    let has = role.map_or_else(|| "none".to_owned(), |role| format!("the role {role}"));
+    tracing::warn!(%who, %needed, what, "a call was refused");
+    Err(format!("{what} needs the role {needed}, and {who} has {has}"))
+}
 
 #[cfg(test)]
 mod tests {
@@ -135,7 +154,10 @@ mod tests {
         assert_eq!((other.name(), other.role()), ("https://d/", None));
         let named = identity(&[], &["node.example.org"]);
         assert_eq!((named.name(), named.role()), ("node.example.org", None));
-        assert_eq!(identity(&[], &[]).role(), None);
+        let (one, other) = (identity(&[], &[]), identity(&[], &[]));
+        assert_eq!(one.role(), None);
+        assert!(one.name().starts_with("a certificate without a name, serial number "), "{}", one.name());
+        assert_ne!(one.name(), other.name(), "what each may have is counted apart");
         assert_eq!(Identity::of(&CertificateDer::from(&b"no certificate"[..])).role(), None);
     }
 

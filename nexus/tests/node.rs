@@ -5,14 +5,18 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use pelton_nexus::feed::{FeedOptions, FeedService};
 use pelton_nexus::node::{AskError, Drained, Node, NodeClient, NodeHandle, OperatedOutcome, RemoteOptions};
-use pelton_nexus::{ClientSecurity, Dial, DialError, Door, LaneLimits, ServerSecurity};
-use pelton_nexus_proto::messages::GetManifestRequest;
+use pelton_nexus::peer::{PeerOptions, PeerService};
+use pelton_nexus::{ClientSecurity, Dial, DialError, Door, LaneLimits, NodeLimits, ServerSecurity};
+use pelton_nexus_proto::messages::admin_client::AdminClient;
 use pelton_nexus_proto::messages::feed_client::FeedClient;
 use pelton_nexus_proto::messages::health::HealthCheckRequest;
 use pelton_nexus_proto::messages::health::health_check_response::ServingStatus;
 use pelton_nexus_proto::messages::health::health_client::HealthClient;
+use pelton_nexus_proto::messages::operate_message::Kind;
 use pelton_nexus_proto::messages::peer_client::PeerClient;
+use pelton_nexus_proto::messages::{FeedMessage, FetchRangeRequest, GetManifestRequest, OperateRequest};
 use pelton_nexus_proto::{Limit, Limits};
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
 use pelton_worker::{Cache, GenerationState, LoadPlan, Operation, ParcelBuilder, Selection, Want};
@@ -49,9 +53,13 @@ async fn run_with(security: impl Into<ServerSecurity>, limits: Limits) -> Runnin
     let address = "127.0.0.1:0".parse().unwrap();
     let door = Door::open(address, security.into(), LaneLimits::default()).await.unwrap();
     let address = door.address();
-    let node = Node::new(cache.clone(), door).limits(limits);
+    let node = Node::new(cache.clone(), door).limits(NodeLimits::new(limits));
     let handle = node.handle();
     let ended = tokio::spawn(async { node.serve().await.unwrap() });
+    // Until then it is not said to serve.
+    while !handle.is_serving() {
+        tokio::task::yield_now().await;
+    }
     Running { _folder: folder, cache, address, handle, ended }
 }
 
@@ -235,7 +243,7 @@ async fn each_role_may_do_what_is_its_own_and_no_more() {
         let unknown = Code::Unimplemented;
         assert_eq!(peer.unwrap_err().code(), if rank >= 1 { unknown } else { refused });
         let feed = FeedClient::new(channel).open(tokio_stream::empty()).await;
-        assert_eq!(feed.unwrap_err().code(), if rank >= 2 { unknown } else { refused });
+        assert_eq!(feed.unwrap_err().code(), if rank >= 1 { unknown } else { refused });
         if rank < 3 {
             assert!(matches!(client.drain(None).await, Err(AskError::Forbidden { .. })));
         }
@@ -311,6 +319,47 @@ async fn a_drain_waits_refuses_and_in_the_end_cuts() {
     log.assert_has("the node is drained calls_cut=1 leases_left=0");
 }
 
+/// Goal: who asks says how long it waits, for an answer and for all of it. Method: a verify at a rate that would take
+/// hours, and a drain behind it; each ends by itself, and the node counts nothing as under way any more.
+#[tokio::test]
+async fn a_call_ends_when_who_asked_waits_no_longer() {
+    let log = Log::listen();
+    let node = run(ServerSecurity::Plain).await;
+    let mut admin = AdminClient::new(node.channel(ClientSecurity::Plain).await);
+    let mut verify = OperateRequest {
+        operation: pelton_nexus_proto::messages::Operation::Verify.into(),
+        pattern: "*".to_owned(),
+        bytes_per_second_max: 1,
+        ..OperateRequest::default()
+    };
+    let mut request = Request::new(verify.clone());
+    request.set_timeout(Duration::from_millis(300));
+    let mut answers = admin.operate(request).await.unwrap().into_inner();
+    let late = loop {
+        match answers.message().await {
+            Ok(Some(message)) => assert!(!matches!(message.kind, Some(Kind::Summary(_))), "{message:?}"),
+            Ok(None) => panic!("it has no end, and no error"),
+            Err(status) => break status,
+        }
+    };
+    let says = "this was not done in the time that was given for it";
+    assert_eq!((late.code(), late.message()), (Code::DeadlineExceeded, says));
+
+    // Erasing nothing is done at once, so it has its end, and a line that says so.
+    (verify.operation, verify.pattern) =
+        (pelton_nexus_proto::messages::Operation::Erase.into(), "none/there".to_owned());
+    let mut request = Request::new(verify);
+    request.set_timeout(Duration::from_secs(60));
+    let mut answers = admin.operate(request).await.unwrap().into_inner();
+    while let Some(message) = answers.message().await.unwrap() {
+        assert!(matches!(message.kind, Some(Kind::Summary(_))), "{message:?}");
+    }
+    log.assert_has("pelton::audit: erase");
+    log.assert_has("ended=true");
+    // What was late is under way no more, so nothing is cut.
+    assert_eq!(node.drain().await, WHOLE);
+}
+
 #[tokio::test]
 async fn connections_beyond_a_limit_hear_its_name_and_find_room_again() {
     for (limit, name) in
@@ -347,12 +396,83 @@ async fn connections_beyond_a_limit_hear_its_name_and_find_room_again() {
 }
 
 #[tokio::test]
+async fn connections_are_counted_by_certificate() {
+    let ca = Authority::new("ours");
+    let mut limits = Limits::default();
+    limits.set(Limit::PeerConnections, 1);
+    let node = run_with(ca.server(&ca.sign("node", &["localhost"], &[])), limits).await;
+    let named = |name: &str| ca.sign(name, &[], &[&format!("spiffe://test/{name}/pelton/role/reader")]);
+    // All of them come from one address.
+    let pairs = [named("a"), named("b"), ca.sign("nameless", &[], &[]), ca.sign("other", &[], &[])];
+    let mut open = Vec::new();
+    for pair in &pairs {
+        open.push(node.channel(ca.client(Some(pair))).await);
+    }
+    for pair in &pairs {
+        let refused = node.dial(ca.client(Some(pair))).channel().await;
+        assert!(
+            format!("{refused:?}").contains("peer_connections_max: 2 is more than the 1 that are allowed"),
+            "{refused:?}"
+        );
+    }
+}
+
+/// Goal: what the services of a node have under way counts together. Method: a push takes the only stream; then a
+/// range is asked for.
+#[tokio::test]
+async fn a_node_counts_the_streams_of_all_its_services_in_one_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::builder().spindle(folder.path().join("spindle"), None).open().unwrap();
+    load(&cache, LARGE, 4);
+    let mut limits = Limits::default();
+    limits.set(Limit::Streams, 1);
+    let limits = NodeLimits::new(limits);
+    let door = Door::open("127.0.0.1:0".parse().unwrap(), ServerSecurity::Plain, LaneLimits::default());
+    let door = door.await.unwrap();
+    let dial = Dial::new(&door.address().to_string(), ClientSecurity::Plain).unwrap();
+    let mut peer_options = PeerOptions::default();
+    peer_options.limits = limits.clone();
+    let feed = FeedService::into_cache(cache.clone()).options(FeedOptions::sharing(limits.clone()));
+    let node = Node::new(cache.clone(), door)
+        .limits(limits.clone())
+        .service(PeerService::new(cache.clone(), None, peer_options).into_server())
+        .service(feed.into_server());
+    let handle = node.handle();
+    let ended = tokio::spawn(async { node.serve().await.unwrap() });
+
+    let channel = dial.channel().await.unwrap();
+    let (says, said) = tokio::sync::mpsc::unbounded_channel::<FeedMessage>();
+    let pushing = FeedClient::new(channel.clone());
+    let said = tokio_stream::wrappers::UnboundedReceiverStream::new(said);
+    let pushing = tokio::spawn(async move {
+        let mut pushing = pushing;
+        pushing.open(said).await.unwrap().into_inner().message().await
+    });
+    while limits.streams() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let range = FetchRangeRequest { key: LARGE.to_owned(), len: 1, ..FetchRangeRequest::default() };
+    let mut peer = PeerClient::new(channel);
+    let refused = peer.fetch_range(range.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert_eq!(refused.message(), "streams_max: 2 is more than the 1 that are allowed");
+    drop(says); // The push has said nothing, and ends so.
+    let _ = pushing.await.unwrap();
+    while limits.streams() > 0 {
+        tokio::task::yield_now().await;
+    }
+    // There is room, and the content id is wrong.
+    assert_eq!(peer.fetch_range(range).await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(handle.drain(None).await, ended.await.unwrap());
+}
+
+#[tokio::test]
 async fn a_request_that_is_too_large_is_refused_before_it_is_read() {
     let mut limits = Limits::default();
     limits.set(Limit::MessageBytes, 4096);
     let node = run_with(ServerSecurity::Plain, limits).await;
     let channel = node.channel(ClientSecurity::Plain).await;
-    let mut admin = pelton_nexus_proto::messages::admin_client::AdminClient::new(channel);
+    let mut admin = AdminClient::new(channel);
     let request = |bytes: usize| {
         Request::new(pelton_nexus_proto::messages::ListLeasesRequest { pattern: "x".repeat(bytes) })
     };

@@ -1,4 +1,4 @@
-//! Ends that do not keep to the rules, and ends of another version.
+//! Ends that do not keep to the rules.
 #![allow(missing_docs, reason = "a test's name is its claim")]
 
 #[path = "support/feed.rs"]
@@ -6,17 +6,14 @@ mod support;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use pelton_nexus::feed::*;
-use pelton_nexus::{ClientSecurity, Dial};
 use pelton_nexus_proto::Parcel as Packed;
 use pelton_nexus_proto::feed::message;
-use pelton_nexus_proto::messages::feed_client::FeedClient;
 use pelton_nexus_proto::messages::feed_message::Kind;
 use pelton_nexus_proto::messages::feed_server::{Feed, FeedServer};
-use pelton_nexus_proto::messages::{Accept, BlobFrame, Complete, FeedMessage, Hello, Parcel, Role, Welcome};
+use pelton_nexus_proto::messages::{Accept, BlobFrame, Complete, FeedMessage, Parcel, Welcome};
 use support::*;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -164,60 +161,5 @@ fn a_source_that_breaks_a_rule_fails_the_load_and_the_rule_is_named() {
         let text = pulling.failure(0);
         assert!(text.contains(expected), "{text:?} lacks {expected:?}");
         pulling.settles();
-    }
-}
-
-/// A client of a later version: it speaks that too, says kinds that are not known here, and ends as one of this version.
-#[test]
-fn a_client_of_the_next_version_and_a_source_of_this_one_work_together_or_part_in_words() {
-    let runtime = runtime();
-    let served =
-        Served::new(&runtime, FeedService::of_source(Told::sends(&[b"abc".to_vec()])).options(options()));
-    let run = |versions: Vec<u32>| {
-        let dial = Dial::new(&served.address, ClientSecurity::Plain).unwrap();
-        runtime.block_on(async move {
-            let mut client = FeedClient::new(dial.channel().await.unwrap());
-            let hello = Hello { versions, role: Role::Receiver.into(), codecs: vec![99], ..Hello::default() };
-            let request =
-                SliceRequest { key: key(0).to_string(), fingerprint: vec![7; 32], ..SliceRequest::default() };
-            let credit = pelton_nexus_proto::messages::Credit { bytes: 1 << 20, parcels: 0 };
-            // A message without a kind is what one of an unknown kind decodes to.
-            let unknown = FeedMessage { kind: None };
-            let says = vec![message(hello), unknown.clone(), message(request), unknown, message(credit)];
-            let says = tokio_stream::iter(says).chain(Never);
-            let mut heard = client.open(says).await.unwrap().into_inner();
-            let mut kinds = Vec::new();
-            while let Ok(Some(Ok(next))) = tokio::time::timeout(Duration::from_secs(5), heard.next()).await {
-                let last = matches!(next.kind, Some(Kind::Complete(_) | Kind::Abort(_)));
-                kinds.extend(next.kind);
-                if last {
-                    break;
-                }
-            }
-            kinds
-        })
-    };
-    let kinds = run(vec![1, 2]);
-    assert!(matches!(&kinds[0], Kind::Welcome(welcome) if welcome.version == 1), "{kinds:?}");
-    assert!(matches!(kinds.last(), Some(Kind::Complete(complete)) if complete.items == 1), "{kinds:?}");
-    let kinds = run(vec![2]);
-    let [Kind::Abort(abort)] = &kinds[..] else { panic!("{kinds:?}") };
-    assert_eq!(
-        (abort.reason(), abort.text.as_str()),
-        (Reason::Version, "versions 2 were offered, 1 is spoken here")
-    );
-}
-
-/// Keeps a direction open.
-struct Never;
-
-impl Stream for Never {
-    type Item = FeedMessage;
-
-    fn poll_next(
-        self: Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<FeedMessage>> {
-        std::task::Poll::Pending
     }
 }

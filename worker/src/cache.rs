@@ -683,6 +683,10 @@ impl Snap {
             self.entry.report(event);
             error
         };
+        if let Some((bytes, bytes_max)) = plan.too_much() {
+            let error = LoadError::TooMuch { key: key(), bytes, bytes_max };
+            return Err(report(error, SnapEvent::LoadCancelled { version }));
+        }
         let sizes = plan.sizes(self.core.regions_default);
         let load_number = version.load;
         let spindles = &self.core.spindles;
@@ -1288,6 +1292,18 @@ impl CacheCore {
     fn stop_loaders(&self) {
         let entries = self.entries_now();
         entries.iter().for_each(Entry::stop_loaders);
+    }
+
+    /// Brings to the disks what is pinned and what is not. Whose log was not saved by then, lacks it.
+    pub(crate) fn keep_pins(&self, deadline: Instant) {
+        self.access.note(&self.entries_now());
+        self.access.save_all(deadline);
+    }
+
+    /// The access log that lacks whether a slice is pinned, if there is one that does.
+    pub(crate) fn log_without_pin(&self, key: &Key) -> Option<PathBuf> {
+        let entry = self.table.read().find(key).cloned();
+        self.access.without_pin(entry.and_then(|entry| entry.manifest()).as_deref())
     }
 
     /// Brings to the disks how slices were used.

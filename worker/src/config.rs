@@ -153,6 +153,21 @@ pub struct Config {
     /// How often the tender looks. By default each second.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub tender_every: Option<Duration>,
+    /// What the same file says to a node that serves the cache.
+    #[cfg(feature = "serde")]
+    pub(crate) node: Elsewhere,
+}
+
+/// A part of a file that is read elsewhere, and may have anything here.
+#[cfg(feature = "serde")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Elsewhere;
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Elsewhere {
+    fn deserialize<D: serde::Deserializer<'de>>(source: D) -> Result<Elsewhere, D::Error> {
+        serde::de::IgnoredAny::deserialize(source).map(|_| Elsewhere)
+    }
 }
 
 /// Reads `{ min = "1s", max = "5m" }`, of which either may be left out.

@@ -112,3 +112,36 @@ fn spindles_on_one_disk_are_told_and_one_folder_is_not_two() {
             .fails_saying(&["spindle is ", "allowed is each folder once"]);
     }
 }
+
+/// A file may have settings for a node beside the cache's: every command reads it, and the node refuses what it can't
+/// use before anything is made.
+#[test]
+fn limits_of_a_node_are_refused_with_name_value_range_and_line() {
+    let story = Story::new();
+    story.write("in", "one\n");
+    story.write("pelton.toml", "memory = \"128MiB\"\n[node.limits]\nstreams_max = 7\n");
+    story.run(&[&LOAD[..], &["--config", "pelton.toml", "--spindle", "s"]].concat()).ok();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--insecure"];
+    for (text, told) in [
+        ("[node.limits]\n\nstreams_max = 0\n", "line 3: streams_max is 0, allowed is 1 to 65536"),
+        (
+            "[node.limits]\nstreams = 1\n",
+            "line 2: there is no limit \"streams\"; there are message_bytes_max, ",
+        ),
+        ("[node.limits]\nchunk_bytes_max = \"1GB\"\n", "line 2: \"GB\" may mean powers of 1000"),
+        ("[node.limits]\nstreams_max = -1\n", "line 2: expected a number, or a size like \"64MiB\""),
+        ("[node]\nlimit = 1\n", "line 2: unknown field `limit`, expected `limits`"),
+        (
+            "[node.limits]\nchunk_bytes_max = \"8MiB\"\n",
+            "chunk_bytes_max is 8 MiB, allowed is 4 KiB to 4064 KiB",
+        ),
+    ] {
+        story.write("wrong.toml", text);
+        story.run(&[&serve[..], &["--config", "wrong.toml"]].concat()).fails_saying(&[told]);
+    }
+    let option = |limit: &'static str| story.run(&[&serve[..], &["--limit", limit]].concat());
+    option("connections_max=0").fails_saying(&["connections_max is 0, allowed is 1 to 65536"]);
+    option("connections_max").refuses_usage(&["expected NAME=VALUE, like streams_max=512"]);
+    option("connections_max=many").refuses_usage(&["--limit", "connections_max=many"]);
+    assert!(!story.path("pelton-data").exists(), "nothing was made");
+}

@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use crate::Story;
+use crate::node::secured;
+use crate::{Run, Story};
 
 /// A `pelton feed` that runs. Dropping it ends it.
 struct Feeding {
@@ -13,7 +14,12 @@ struct Feeding {
 
 impl Feeding {
     fn new(story: &Story, format: &str) -> Feeding {
-        let args = ["feed", "--listen", "127.0.0.1:0", "--from", "in", "--format", format, "--insecure"];
+        Feeding::with(story, format, &["--insecure"])
+    }
+
+    fn with(story: &Story, format: &str, options: &[&str]) -> Feeding {
+        let fixed = ["feed", "--listen", "127.0.0.1:0", "--from", "in", "--format", format];
+        let args = [&fixed[..], options].concat();
         let mut child = story.command(&args).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -81,5 +87,45 @@ fn a_load_from_a_source_says_what_is_missing_or_wrong() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains(expected), "{args:?}: {text:?} lacks {expected:?}");
         assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_feed_gives_only_the_slices_that_it_was_told() {
+    let story = Story::new();
+    story.write("in", "one\ntwo\n");
+    let only = ["--insecure", "--key", "shop/orders@7#3", "--key", "shop/items"];
+    let feeding = Feeding::with(&story, "lines", &only);
+    let load = |key: &str| story.run(&["load", key, "--from", &feeding.address, "--insecure"]);
+    for key in ["shop/orders@7#3", "shop/items@1", "shop/items@2#9"] {
+        load(key).ok();
+    }
+    for key in ["shop/orders@7#2", "shop/orders@8#3", "other/items@1#0"] {
+        load(key).fails_saying(&["NotFound", &format!("{key}: the source has no such slice")]);
+    }
+    story.run(&["feed", "--listen", "127.0.0.1:0", "--key", "shop/orders@x"]).refuses_usage(&["--key"]);
+}
+
+/// Goal: who has a certificate of the CA and no role gets nothing, and hears why. Method: the same load with each role.
+#[test]
+fn a_feed_asks_for_the_role_reader() {
+    let story = Story::new();
+    let lines: Vec<String> = (0..2000).map(|n| format!("line {n} ab")).collect();
+    story.write("in", lines.join("\n"));
+    story.certificates(&["owner", "reader", "loader"]);
+    let with = |begin: &[&str], role: &str| -> Run {
+        let options = secured(role);
+        story.run(&[begin, &options.each_ref().map(String::as_str)].concat())
+    };
+    let options = secured("owner");
+    let feeding = Feeding::with(&story, "lines", &options.each_ref().map(String::as_str));
+    let load = ["load", "d/v@1", "--from", &feeding.address, "--durable"];
+    with(&load, "owner").fails_saying(&[
+        "Forbidden: a pull needs the role reader, and spiffe://example.org/owner-1/pelton/role/owner has none",
+        "tried 1 times",
+    ]);
+    for role in ["reader", "loader"] {
+        with(&load, role).ok();
+        story.holds(&lines, &[]);
     }
 }

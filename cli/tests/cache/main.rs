@@ -16,6 +16,7 @@ mod ops;
 mod pull;
 mod python_source;
 mod refusal;
+mod repair;
 
 use std::fs;
 use std::io::Write;

@@ -16,17 +16,17 @@ use serde_json::Value;
 use crate::{Run, Story};
 
 /// A node that was started in a story's folder.
-struct Node {
+pub(crate) struct Node {
     child: Child,
     /// Kept open: a node that prints must not find it closed.
     _stdout: BufReader<ChildStdout>,
-    address: String,
+    pub(crate) address: String,
     page: String,
 }
 
 impl Story {
     /// Starts a node on ports that the system picks, and reads what it says of them.
-    fn serve(&self, options: &[&str]) -> Node {
+    pub(crate) fn serve(&self, options: &[&str]) -> Node {
         let fixed = ["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
         let mut command = self.command(&[&fixed, options].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -39,6 +39,24 @@ impl Story {
         let address = line("listening on ");
         let page = line("metrics on http://").replace("/metrics", "");
         Node { child, _stdout: stdout, address, page }
+    }
+
+    /// A CA in `ca.crt`, and a certificate with its key for each of these, which may be no role.
+    pub(crate) fn certificates(&self, roles: &[&str]) {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        self.write("ca.crt", ca.self_signed(&ca_key).unwrap().pem());
+        let issuer = Issuer::new(ca, ca_key);
+        for role in roles {
+            let mut params =
+                CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+            let uri = format!("spiffe://example.org/{role}-1/pelton/role/{role}");
+            params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+            let key = KeyPair::generate().unwrap();
+            self.write(&format!("{role}.crt"), params.signed_by(&key, &issuer).unwrap().pem());
+            self.write(&format!("{role}.key"), key.serialize_pem());
+        }
     }
 
     /// Three slices, each with its own size.
@@ -90,6 +108,12 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The options that show a certificate of [`Story::certificates`].
+pub(crate) fn secured(role: &str) -> [String; 6] {
+    ["--tls-ca", "ca.crt", "--tls-cert", &format!("{role}.crt"), "--tls-key", &format!("{role}.key")]
+        .map(str::to_owned)
 }
 
 /// Lines of JSON without what is another each time.
@@ -170,6 +194,19 @@ fn a_page_tells_figures_and_whether_it_serves() {
     for line in ["pelton_warmings_total{outcome=\"done\"} 1", "# TYPE pelton_images_bytes gauge"] {
         assert!(page.lines().any(|its| its == line), "{line:?} is not in:\n{page}");
     }
+    // Waiting times are histograms: counts that grow from bucket to bucket, the last one being all.
+    for name in ["lease", "load", "commit", "warm"].map(|what| format!("pelton_{what}_wait_seconds")) {
+        assert!(page.lines().any(|its| its == format!("# TYPE {name} histogram")), "{name} in:\n{page}");
+        assert!(!page.contains("quantile="), "{page}");
+        let of = |begin: &str| -> Vec<f64> {
+            let lines = page.lines().filter(|line| line.starts_with(begin));
+            lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+        };
+        let (counts, count) = (of(&format!("{name}_bucket{{le=")), of(&format!("{name}_count ")));
+        assert!(counts.len() == 23 && counts.is_sorted(), "{name}: {counts:?}");
+        assert_eq!(counts.last(), count.first(), "{name}");
+        assert_eq!(count[0], f64::from(name.contains("warm")), "one slice was warmed: {name}");
+    }
     let used = page.lines().find(|line| line.starts_with("pelton_spindle_used_bytes{spindle=\"0\"} "));
     let used = used.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     assert!(used.is_some_and(|used| used >= 1_200_000.0), "{page}");
@@ -214,23 +251,7 @@ fn sigterm_drains_and_a_second_one_cuts() {
 #[test]
 fn certificates_decide_who_may_do_what() {
     let story = Story::filled();
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_key = KeyPair::generate().unwrap();
-    story.write("ca.crt", ca.self_signed(&ca_key).unwrap().pem());
-    let issuer = Issuer::new(ca, ca_key);
-    for role in ["reader", "admin"] {
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
-        let uri = format!("spiffe://example.org/{role}-1/pelton/role/{role}");
-        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
-        let key = KeyPair::generate().unwrap();
-        story.write(&format!("{role}.crt"), params.signed_by(&key, &issuer).unwrap().pem());
-        story.write(&format!("{role}.key"), key.serialize_pem());
-    }
-    let secured = |role: &str| {
-        ["--tls-ca", "ca.crt", "--tls-cert", &format!("{role}.crt"), "--tls-key", &format!("{role}.key")]
-            .map(str::to_owned)
-    };
+    story.certificates(&["reader", "admin"]);
     let options = secured("reader");
     let node = story.serve(&options.each_ref().map(String::as_str));
     let ask = |args: &[&str], options: &[String]| {
@@ -269,4 +290,28 @@ fn a_node_needs_certificates_or_a_clear_word_that_it_has_none() {
         .run(&[&listen[..], &["--tls-cert", "a", "--tls-key", "b", "--tls-ca", "c"]].concat())
         .fails_saying(&["a: can't be read"]);
     assert!(!story.path("pelton-data").exists(), "nothing was made");
+}
+
+#[test]
+fn a_node_keeps_to_the_limits_of_its_file_and_of_its_options() {
+    let story = Story::filled();
+    story.write("pelton.toml", "[node.limits]\nmessage_bytes_max = \"128KiB\"\nframe_bytes_max = \"8KiB\"\n");
+    let options = ["--insecure", "--config", "pelton.toml", "--limit", "chunk_bytes_max=8KiB"];
+    // 14 bytes for each filter.
+    let filters: Vec<&str> = (0..12_000).flat_map(|_| ["--where", "bytes>1"]).collect();
+    for (option, says) in [
+        (
+            "frame_bytes_max=8KiB",
+            "message_bytes_max: a message has more than the 131072 bytes that are allowed",
+        ),
+        (
+            "message_bytes_max=64KiB",
+            "message_bytes_max: a message has more than the 65536 bytes that are allowed",
+        ),
+    ] {
+        let node = story.serve(&[&options[..], &["--limit", option]].concat());
+        let asked = ["ls", "--node", &node.address, "--insecure"];
+        assert_eq!(values(story.run(&[&asked[..], &["--json"]].concat())).len(), 3);
+        story.run(&[&asked[..], &filters].concat()).fails_saying(&[says]);
+    }
 }

@@ -9,6 +9,7 @@ use pelton_worker::{BufferGrant, Buffers, Fill, LoadError, SliceWriter};
 use tokio::sync::mpsc;
 
 use super::credit::Credit;
+use crate::told::told;
 
 /// What the stream gives to whoever puts it into the slice.
 pub(crate) enum Job {
@@ -147,16 +148,4 @@ impl Target<'_> {
             Target::Writer(writer) => writer.queue_paid(parcel, paid),
         }
     }
-}
-
-/// An error with its causes.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -27,13 +27,18 @@ pub struct FeedOptions {
 impl FeedOptions {
     /// The defaults, with these limits.
     pub fn with_limits(limits: Limits) -> FeedOptions {
+        FeedOptions::sharing(NodeLimits::new(limits))
+    }
+
+    /// The defaults, counting where the node does whose limits these are.
+    pub fn sharing(limits: NodeLimits) -> FeedOptions {
         FeedOptions {
-            profile: Profile { lane: true, limits: limits.clone(), ..Profile::default() },
+            profile: Profile { lane: true, limits: limits.limits().clone(), ..Profile::default() },
             timing: Timing::default(),
             packing: PackerOptions::default(),
             // A few parcels: one that is put into the slice, one that is on its way, and the credit for the next.
             window_bytes: 8 << 20,
-            limits: NodeLimits::new(limits),
+            limits,
         }
     }
 }

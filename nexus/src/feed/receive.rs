@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 
 use super::bulk::{LaneOpening, LaneWay, OpenLane};
 use super::credit::{Credit, CreditLine, CreditRefused};
-use super::intake::{Intake, Job, Report, told};
+use super::end;
+use super::intake::{Intake, Job, Report};
 use super::pull::stopped;
 use super::wire::{Heard, Wire};
-use super::{LINGER_MAX, ending};
+use crate::told::told;
 
 /// A receiver with all that it needs to run.
 pub(crate) struct Receiving {
@@ -77,7 +78,7 @@ impl Receiving {
                 drop(beside);
                 let Receiving { machine, wire, intake, .. } = self;
                 drop(intake);
-                ending(wire, LINGER_MAX).await;
+                end(wire, &result).await;
                 return (machine, result);
             }
             self.give_window(&mut beside);

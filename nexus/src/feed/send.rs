@@ -13,12 +13,12 @@ use pelton_worker::CancelToken;
 use tokio::sync::mpsc;
 
 use super::bulk::{LaneOpening, LaneWay, OpenLane};
-use super::intake::told;
+use super::end;
 use super::outlet::{Next, Parcels, outlet};
 use super::receive::ready;
 use super::source::{Offering, Source, SourceError};
 use super::wire::{Heard, Wire};
-use super::{LINGER_MAX, ending};
+use crate::told::told;
 
 /// A sender with all that it needs to run.
 pub(crate) struct Sending {
@@ -36,7 +36,9 @@ pub(crate) struct Sending {
     pub(crate) stop: CancelToken,
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<(SliceRequest, Offering), SourceError>> + Send>>;
+/// What was opened for which request; if not, for which key, and why.
+type Opened = Result<(SliceRequest, Offering), (String, SourceError)>;
+type Opening = Pin<Box<dyn Future<Output = Opened> + Send>>;
 
 /// What runs beside the machine.
 struct Beside {
@@ -56,7 +58,7 @@ struct Beside {
 
 enum Event {
     Heard(Heard),
-    Opened(Result<(SliceRequest, Offering), SourceError>),
+    Opened(Opened),
     Lane(Option<OpenLane>),
     Next(Next),
     Permit(Option<mpsc::OwnedPermit<FeedMessage>>),
@@ -84,7 +86,7 @@ impl Sending {
                 let is_asked = beside.is_asked;
                 // The source stops, and what is on the lane goes off before the lane closes.
                 drop(beside);
-                ending(self.wire, LINGER_MAX).await;
+                end(self.wire, &result).await;
                 return (is_asked, result);
             }
             self.send_data(&mut beside);
@@ -118,9 +120,10 @@ impl Sending {
                 beside.opened = Some(opened);
                 self.accept(beside);
             }
-            Event::Opened(Err(error)) => {
+            Event::Opened(Err((key, error))) => {
                 beside.opening = None;
-                self.fail(&error);
+                let text = format!("{key}: {}", told(&error));
+                self.tell(SenderEvent::Abort { reason: error.reason(), text });
             }
             Event::Lane(lane) => {
                 beside.lane_opening = None;
@@ -212,14 +215,15 @@ impl Sending {
 }
 
 fn open(source: Arc<dyn Source>, request: SliceRequest) -> Opening {
-    let opening = tokio::task::spawn_blocking(move || {
-        let offering = source.open(&request)?;
-        Ok((request, offering))
+    let key = request.key.clone();
+    let opening = tokio::task::spawn_blocking(move || match source.open(&request) {
+        Ok(offering) => Ok((request, offering)),
+        Err(error) => Err((request.key, error)),
     });
     Box::pin(async move {
         match opening.await {
             Ok(opened) => opened,
-            Err(error) => Err(SourceError::failed(format!("the source failed to open: {error}"))),
+            Err(error) => Err((key, SourceError::failed(format!("the source failed to open: {error}")))),
         }
     })
 }

@@ -23,6 +23,7 @@ use super::{LINGER_MAX, ending};
 use crate::dial::STREAM_WINDOW_BYTES;
 use crate::door::{Caller, Door};
 use crate::lanes::Lanes;
+use crate::role::{Role, permit};
 
 /// Serves Feed: to who pulls from a source, and to who pushes into a cache. Clones are the same.
 #[derive(Clone)]
@@ -74,7 +75,8 @@ impl FeedService {
         FeedService { stop, ..self }
     }
 
-    /// For tonic's router.
+    /// For tonic's router. It must know who calls, and with which role: behind a [`Door`] it does; behind another listener
+    /// an interceptor has to put a [`Caller`] into each request.
     pub fn into_server(self) -> FeedServer<FeedService> {
         let size = usize::try_from(self.options.limits.limits().message_bytes_max).unwrap_or(usize::MAX);
         FeedServer::new(self).max_decoding_message_size(size)
@@ -94,7 +96,9 @@ impl FeedService {
     }
 
     /// Runs one stream to its end.
-    async fn serve(self, peer: String, mut wire: Wire) {
+    async fn serve(self, caller: Option<Caller>, mut wire: Wire) {
+        // Streams and lanes are counted by it.
+        let peer = caller.as_ref().map_or_else(String::new, Caller::name);
         let place = match self.options.limits.stream(&peer) {
             Ok(place) => place,
             Err(error) => return self.refuse(wire, error.into()).await,
@@ -117,6 +121,9 @@ impl FeedService {
             Ok(answered) => answered,
             Err(error) => return self.refuse(wire, error).await,
         };
+        if let Err(error) = permitted(caller.as_ref(), &answered.asked) {
+            return self.refuse(wire, error).await;
+        }
         let terms = answered.terms;
         tracing::debug!(%peer, software = %terms.peer_software, asked = ?answered.asked, "a feed begins");
         let ended = match (answered.asked, &self.source, &self.pushes) {
@@ -159,8 +166,20 @@ impl FeedService {
     }
 }
 
+/// Who takes data away needs less than who brings it.
+fn permitted(caller: Option<&Caller>, asked: &Asked) -> Result<(), StreamError> {
+    let permitted = match asked {
+        Asked::Pull => permit(caller, Role::Reader, "a pull"),
+        Asked::Push(_) => permit(caller, Role::Loader, "a push"),
+    };
+    permitted.map_err(forbidden)
+}
+
 fn unserved(what: &str) -> StreamError {
-    let text = format!("{what} here by Feed");
+    forbidden(format!("{what} here by Feed"))
+}
+
+fn forbidden(text: String) -> StreamError {
     StreamError::Aborted { by: Side::Here, reason: Reason::Forbidden, limit: String::new(), text }
 }
 
@@ -172,18 +191,10 @@ impl Feed for FeedService {
         &self,
         request: Request<Streaming<FeedMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
-        let peer = peer_of(&request);
+        let caller = request.extensions().get::<Caller>().cloned();
         let (way_out, leaving): (_, Leaving) = outgoing();
         let wire = Wire { incoming: request.into_inner(), outgoing: way_out };
-        tokio::spawn(self.clone().serve(peer, wire));
+        tokio::spawn(self.clone().serve(caller, wire));
         Ok(Response::new(Box::pin(leaving.map(Ok))))
-    }
-}
-
-/// Who calls: streams and lanes are counted by it.
-fn peer_of<T>(request: &Request<T>) -> String {
-    match request.extensions().get::<Caller>() {
-        Some(caller) => caller.address.ip().to_string(),
-        None => request.remote_addr().map_or_else(String::new, |address| address.ip().to_string()),
     }
 }

@@ -1,14 +1,17 @@
-//! What every call passes: who may, whether the node drains, and the end of calls that take too long for a drain.
+//! What every call passes: who may, whether the node drains, and the end of calls that take too long for a drain or for
+//! who asked.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Frame;
 use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::messages::Operation;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::{Code, Status};
@@ -16,7 +19,7 @@ use tower::Layer;
 
 use super::state::{Call, State};
 use crate::door::Caller;
-use crate::role::Role;
+use crate::role::{self, Role};
 
 /// What a call needs: a role, or nothing.
 type Needs = Option<Role>;
@@ -25,7 +28,8 @@ type Needs = Option<Role>;
 const TABLE: [(&str, Needs); 5] = [
     ("/grpc.health.v1.Health/", None),
     ("/pelton.nexus.v1.Peer/", Some(Role::Reader)),
-    ("/pelton.nexus.v1.Feed/", Some(Role::Loader)),
+    // And what its direction needs.
+    ("/pelton.nexus.v1.Feed/", Some(Role::Reader)),
     // And what its operation needs.
     ("/pelton.nexus.v1.Admin/Operate", Some(Role::Reader)),
     ("/pelton.nexus.v1.Admin/ListLeases", Some(Role::Reader)),
@@ -43,14 +47,7 @@ pub(super) fn needed_by(operation: Operation) -> Role {
 
 /// Refuses whoever has not the role that `what` needs.
 pub(super) fn permit(caller: Option<&Caller>, needed: Role, what: &str) -> Result<(), Status> {
-    let role = caller.and_then(Caller::role);
-    if role >= Some(needed) {
-        return Ok(());
-    }
-    let who = caller.map_or_else(|| "nobody".to_owned(), Caller::name);
-    let has = role.map_or_else(|| "none".to_owned(), |role| format!("the role {role}"));
-    tracing::warn!(%who, needed = %needed, what, "a call was refused");
-    Err(Status::permission_denied(format!("{what} needs the role {needed}, and {who} has {has}")))
+    role::permit(caller, needed, what).map_err(Status::permission_denied)
 }
 
 fn needs(path: &str) -> Needs {
@@ -116,30 +113,30 @@ where
         if let Err(status) = allowed {
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        if !is_work(path) {
-            return Box::pin(self.inner.call(request));
-        }
-        let Some(call) = self.state.begin() else {
+        let call = match is_work(path) {
+            true => self.state.begin().map(Some),
+            false => Some(None),
+        };
+        let Some(call) = call else {
             let status = Status::unavailable("the node drains and takes nothing new; ask another");
             return Box::pin(std::future::ready(Ok(status.into_http())));
         };
+        // Before whoever else looks at it may begin to count.
+        let until = wait_max(request.headers()).map(|wait| Instant::now() + wait);
         let (answering, message_bytes_max) = (self.inner.call(request), self.message_bytes_max);
         Box::pin(async move {
-            let mut cut = Box::pin(call.cut());
+            let mut end: EarlyEnd = Box::pin(early_end(call.as_ref().map(Call::cut), until));
             tokio::select! {
                 // First, so that an answer that is there is given.
                 biased;
                 answer = answering => {
-                    let hold = |body| Body::new(Held { body, cut, call: Some(call) });
+                    let hold = |body| Body::new(Held { body, end, call, is_over: false });
                     answer.map(|answer| match is_too_large(&answer) {
                         true => too_large(message_bytes_max).into_http(),
                         false => answer.map(hold),
                     })
                 }
-                () = &mut cut => {
-                    call.count_cut();
-                    Ok(cut_status().into_http())
-                }
+                early = &mut end => Ok(early.status(call.as_ref()).into_http()),
             }
         })
     }
@@ -157,16 +154,75 @@ fn too_large(max: u64) -> Status {
     ))
 }
 
-fn cut_status() -> Status {
-    Status::unavailable("the node has ended before this was done; ask another")
+/// Why a call ends before it is done.
+enum Early {
+    /// A drain waits no longer.
+    Cut,
+    /// Who asked waits no longer.
+    Late,
 }
 
-/// An answer on its way. Its call is under way until all of it was sent.
+type EarlyEnd = Pin<Box<dyn Future<Output = Early> + Send>>;
+
+/// Pends until one of them comes.
+async fn early_end(cut: Option<impl Future<Output = ()>>, until: Option<Instant>) -> Early {
+    let cut = async {
+        match cut {
+            Some(cut) => cut.await,
+            None => std::future::pending().await,
+        }
+    };
+    let late = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = cut => Early::Cut,
+        () = late => Early::Late,
+    }
+}
+
+impl Early {
+    /// As who asked is told it. What was cut is counted.
+    fn status(&self, call: Option<&Call>) -> Status {
+        match self {
+            Early::Cut => {
+                call.into_iter().for_each(Call::count_cut);
+                Status::unavailable("the node has ended before this was done; ask another")
+            }
+            Early::Late => Status::deadline_exceeded("this was not done in the time that was given for it"),
+        }
+    }
+}
+
+/// How long who asks will wait: gRPC's own header, a number of at most eight digits and a unit. What is none counts as
+/// none.
+fn wait_max(headers: &http::HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if number.len() > 8 || !number.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = number.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(3600 * number),
+        "M" => Duration::from_secs(60 * number),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// An answer on its way. Its call, if it is work, is under way until all of it was sent.
 struct Held {
     body: Body,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Nothing when it is over.
+    end: EarlyEnd,
     call: Option<Call>,
+    is_over: bool,
 }
 
 impl http_body::Body for Held {
@@ -177,35 +233,58 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.call.is_none() {
+        if self.is_over {
             return Poll::Ready(None);
         }
-        if self.cut.as_mut().poll(context).is_ready() {
-            self.call.iter().for_each(Call::count_cut);
+        if let Poll::Ready(early) = self.end.as_mut().poll(context) {
+            let status = early.status(self.call.as_ref());
+            self.is_over = true;
             // Dropped first: whoever made this answer notices, and only then is the call over.
             self.body = Body::empty();
             self.call = None;
             let mut trailers = http::HeaderMap::new();
-            return Poll::Ready(Some(match cut_status().add_header(&mut trailers) {
+            return Poll::Ready(Some(match status.add_header(&mut trailers) {
                 Ok(()) => Ok(Frame::trailers(trailers)),
                 Err(status) => Err(status),
             }));
         }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if let Poll::Ready(None) = polled {
+            self.is_over = true;
             self.call = None;
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.call.is_none() || self.body.is_end_stream()
+        self.is_over || self.body.is_end_stream()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_read_as_grpc_writes_it_and_nothing_else_is_one() {
+        let read = |text: &str| {
+            wait_max(&[("grpc-timeout".parse().unwrap(), text.parse().unwrap())].into_iter().collect())
+        };
+        for (text, wait) in [
+            ("1H", Duration::from_secs(3600)),
+            ("2M", Duration::from_secs(120)),
+            ("99999999S", Duration::from_secs(99_999_999)),
+            ("300m", Duration::from_millis(300)),
+            ("0u", Duration::ZERO),
+            ("5n", Duration::from_nanos(5)),
+        ] {
+            assert_eq!(read(text), Some(wait), "{text}");
+        }
+        for text in ["", "S", "1", "1s", "-1S", "+1S", "1.5S", "100000000S", " 1S"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+        assert_eq!(wait_max(&http::HeaderMap::new()), None);
+    }
 
     #[test]
     fn every_call_needs_what_the_documents_say() {
@@ -216,7 +295,7 @@ mod tests {
             ("/pelton.nexus.v1.Peer/GetManifest", Some(Role::Reader)),
             ("/pelton.nexus.v1.Peer/FetchRange", Some(Role::Reader)),
             ("/pelton.nexus.v1.Peer/OpenLane", Some(Role::Reader)),
-            ("/pelton.nexus.v1.Feed/Open", Some(Role::Loader)),
+            ("/pelton.nexus.v1.Feed/Open", Some(Role::Reader)),
             ("/pelton.nexus.v1.Admin/Operate", Some(Role::Reader)),
             ("/pelton.nexus.v1.Admin/ListLeases", Some(Role::Reader)),
             ("/pelton.nexus.v1.Admin/Drain", Some(Role::Admin)),

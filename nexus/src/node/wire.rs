@@ -1,6 +1,5 @@
 //! Operations as messages, and back: what is asked, what is known of a slice, and what came of it.
 
-use std::error::Error;
 use std::time::Duration;
 
 use pelton_nexus_proto::messages::{
@@ -13,6 +12,8 @@ use pelton_worker::{
     OperationRefusal, OperationResult, Selected, Selection, SnapState, Summary,
 };
 use tonic::Status;
+
+use crate::told::told;
 
 /// A slice or a generation that was found, here or on a node: what people want to know of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -331,7 +332,7 @@ impl From<&OperationResult> for Operated {
                     }));
                     (OperatedOutcome::Damaged, Some(error.to_string()))
                 } else {
-                    (OperatedOutcome::Failed, Some(with_causes(error)))
+                    (OperatedOutcome::Failed, Some(told(error)))
                 }
             }
             _ => (OperatedOutcome::Failed, Some("it ended in a way that is not known here".to_owned())),
@@ -409,18 +410,6 @@ impl From<OperateProgress> for Progressed {
     fn from(message: OperateProgress) -> Progressed {
         Progressed { bytes_done: message.bytes_done, bytes_total: message.bytes_total }
     }
-}
-
-/// An error and what caused it.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn millis(time: Duration) -> u64 {

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pelton_nexus_proto::lane::LANE_VERSION;
 use pelton_nexus_proto::messages::peer_server::{Peer, PeerServer};
 use pelton_nexus_proto::messages::range_message::Kind;
 use pelton_nexus_proto::messages::{
     FetchRangeRequest, GetManifestRequest, Lane, Manifest, OpenLaneRequest, RangeChunk, RangeEnd,
     RangeMessage,
 };
-use pelton_nexus_proto::{Limits, lane::LANE_VERSION};
 use pelton_region_format::{Fingerprint, Key, crc32c};
 use pelton_worker::{Cache, LeaseError, OutletError, RegionOutlet, SliceOutlet, Want};
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +25,8 @@ use super::manifest::{PEER_VERSION, message_of};
 use super::range::blocks_within;
 use crate::door::Caller;
 use crate::lanes::{Lanes, OfferedLane};
+use crate::limits::{NodeLimits, StreamPlace};
+use crate::told::told;
 
 /// Chunks of one range that are ready and not sent yet.
 const READY_CHUNKS_MAX: usize = 4;
@@ -35,13 +37,13 @@ const READY_CHUNKS_MAX: usize = 4;
 pub struct PeerOptions {
     /// How long a fetcher may take nothing, and a disk give nothing, until a range ends.
     pub idle_wait_max: Duration,
-    /// Sizes that bound what is sent.
-    pub limits: Limits,
+    /// Sizes that bound what is sent, and how many ranges may be on their way: each is a stream.
+    pub limits: NodeLimits,
 }
 
 impl Default for PeerOptions {
     fn default() -> PeerOptions {
-        PeerOptions { idle_wait_max: Duration::from_secs(30), limits: Limits::default() }
+        PeerOptions { idle_wait_max: Duration::from_secs(30), limits: NodeLimits::default() }
     }
 }
 
@@ -70,7 +72,7 @@ impl PeerService {
 
     /// As a service for tonic's server.
     pub fn into_server(self) -> PeerServer<PeerService> {
-        let message_bytes_max = self.shared.options.limits.message_bytes_max as usize;
+        let message_bytes_max = self.shared.options.limits.limits().message_bytes_max as usize;
         PeerServer::new(self).max_decoding_message_size(message_bytes_max)
     }
 
@@ -96,7 +98,7 @@ impl PeerService {
             let runtime = tokio::runtime::Handle::current();
             let (of_thread, its_token) = (connected.clone(), token.clone());
             let run = move || {
-                run_lane(stream, &inbox, &runtime, &options.limits, options.idle_wait_max);
+                run_lane(stream, &inbox, &runtime, options.limits.limits(), options.idle_wait_max);
                 lock(&of_thread).remove(&its_token);
                 drop(place);
             };
@@ -156,6 +158,7 @@ impl Peer for PeerService {
         &self,
         request: Request<FetchRangeRequest>,
     ) -> Result<Response<Self::FetchRangeStream>, Status> {
+        let place = self.shared.options.limits.stream(&peer_of(&request))?;
         let request = request.into_inner();
         let (key, want) = (key_of(&request.key)?, want_of(&request.fingerprint)?);
         let (index, content_id) = (request.region, request.content_id);
@@ -188,7 +191,7 @@ impl Peer for PeerService {
         let (range, range_id) = (request.offset..end, request.range_id);
         let (to, messages) = mpsc::channel(READY_CHUNKS_MAX);
         if request.lane_token.is_empty() {
-            tokio::spawn(send_chunks(region, range, range_id, self.shared.options.clone(), to));
+            tokio::spawn(send_chunks(region, range, range_id, self.shared.options.clone(), to, place));
         } else {
             let lane = self.lane(&request.lane_token).await?;
             let (done, ended) = oneshot::channel();
@@ -202,6 +205,7 @@ impl Peer for PeerService {
                 let ended = ended.await.unwrap_or_else(|_| Err(Status::unavailable("the lane has ended")));
                 let end = |bytes| RangeMessage { kind: Some(Kind::End(RangeEnd { range_id, bytes })) };
                 let _ = to.send(ended.map(end)).await; // Who asked may have gone.
+                drop(place);
             });
         }
         Ok(Response::new(ReceiverStream::new(messages)))
@@ -211,12 +215,12 @@ impl Peer for PeerService {
         let Some(lanes) = &self.shared.lanes else {
             return Err(Status::unimplemented("there are no lanes here"));
         };
-        let peer = request.extensions().get::<Caller>().map(|caller| caller.address.ip().to_string());
+        let peer = peer_of(&request);
         if !request.get_ref().versions.contains(&LANE_VERSION) {
             let text = format!("lane version {LANE_VERSION} is spoken here");
             return Err(Status::failed_precondition(text));
         }
-        let offered = lanes.offer(&peer.unwrap_or_default());
+        let offered = lanes.offer(&peer);
         let offered = offered.ok_or_else(|| {
             Status::resource_exhausted("peer_lanes_max: this peer has as many lanes as it may")
         })?;
@@ -233,8 +237,9 @@ async fn send_chunks(
     range_id: u64,
     options: PeerOptions,
     to: mpsc::Sender<Result<RangeMessage, Status>>,
+    _place: StreamPlace,
 ) {
-    let (wait_max, step) = (options.idle_wait_max, options.limits.chunk_bytes_max.max(1));
+    let (wait_max, step) = (options.idle_wait_max, options.limits.limits().chunk_bytes_max.max(1));
     let mut offset = range.start;
     loop {
         // Cut where blocks of the usual size end.
@@ -288,6 +293,11 @@ pub(super) fn bytes_of(
     region.read(range.start, range.end, Some(deadline)).map(Bytes::from)
 }
 
+/// Who calls: ranges and lanes are counted by it.
+fn peer_of<T>(request: &Request<T>) -> String {
+    request.extensions().get::<Caller>().map_or_else(String::new, Caller::name)
+}
+
 fn outlet_of(cache: &Cache, key: &Key, want: Want, deadline: Instant) -> Result<SliceOutlet, LeaseError> {
     cache.outlet(key, want, Some(deadline))
 }
@@ -308,7 +318,7 @@ fn want_of(fingerprint: &[u8]) -> Result<Want, Status> {
 }
 
 fn not_leased(error: &LeaseError) -> Status {
-    let text = text_of(error);
+    let text = told(error);
     match error {
         LeaseError::NotThere { .. } | LeaseError::OtherFingerprint { .. } => Status::not_found(text),
         LeaseError::Deadline { .. } => Status::deadline_exceeded(text),
@@ -319,15 +329,9 @@ fn not_leased(error: &LeaseError) -> Status {
 
 pub(super) fn not_read(error: &OutletError) -> Status {
     match error {
-        OutletError::Read { source, .. } if source.is_damage() => Status::data_loss(text_of(error)),
-        error => Status::internal(text_of(error)),
+        OutletError::Read { source, .. } if source.is_damage() => Status::data_loss(told(error)),
+        error => Status::internal(told(error)),
     }
-}
-
-/// An error with its causes.
-fn text_of(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

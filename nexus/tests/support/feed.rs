@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pelton_nexus::feed::*;
-use pelton_nexus::{ClientSecurity, Dial, Door, LaneLimits, Limits, ServerSecurity};
+use pelton_nexus::{ClientSecurity, Dial, Door, LaneLimits, Limits, NodeLimits, ServerSecurity};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{Cache, Lease, LoadPlan, LoaderError, View, Want};
 use tempfile::TempDir;
@@ -92,13 +92,21 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn new(runtime: &Runtime, service: FeedService) -> Served {
+        Served::secured(runtime, service, ServerSecurity::Plain)
+    }
+
+    pub(crate) fn secured(
+        runtime: &Runtime,
+        service: FeedService,
+        security: impl Into<ServerSecurity>,
+    ) -> Served {
         runtime.block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
-            let mut door = Door::open(any, ServerSecurity::Plain, LaneLimits::default()).await.unwrap();
+            let mut door = Door::open(any, security.into(), LaneLimits::default()).await.unwrap();
             // Each of a test's many pulls has a connection of its own.
             let mut limits = Limits::default();
             limits.peer_connections_max = 256;
-            door.limits(&limits);
+            door.limits(&NodeLimits::new(limits));
             let address = door.address().to_string();
             let service = service.lanes(door.lanes().clone());
             let (stop, stopped) = oneshot::channel();
@@ -121,7 +129,11 @@ impl Drop for Served {
 }
 
 pub(crate) fn dial(address: &str) -> Dial {
-    Dial::new(address, ClientSecurity::Plain).unwrap().connect_wait_max(Duration::from_secs(2))
+    secured_dial(address, ClientSecurity::Plain)
+}
+
+pub(crate) fn secured_dial(address: &str, security: impl Into<ClientSecurity>) -> Dial {
+    Dial::new(address, security.into()).unwrap().connect_wait_max(Duration::from_secs(2))
 }
 
 /// What a test's source does for one request.

@@ -1,12 +1,12 @@
 //! What this thread's tasks log, for tests that look at it.
 
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 
 /// The lines that were logged at INFO and above while this lives, on the thread that made it.
 pub(crate) struct Log {
@@ -19,6 +19,10 @@ struct Lines(Arc<Mutex<Vec<String>>>);
 
 impl Log {
     pub(crate) fn listen() -> Log {
+        // While there is but one subscriber, tracing asks that of whichever thread comes first whether anybody listens to a
+        // line, and keeps the answer: a test without one would silence it for all. So there are always two.
+        static OTHER: OnceLock<Dispatch> = OnceLock::new();
+        OTHER.get_or_init(|| Dispatch::new(Lines::default()));
         let lines = Lines::default();
         let guard = tracing::subscriber::set_default(lines.clone());
         Log { lines, _guard: guard }

@@ -188,6 +188,12 @@ pub enum OperationError {
         /// Which region, and why.
         source: Arc<WarmError>,
     },
+    /// It holds until the process ends: it was not saved. Try again when the disk does.
+    #[error("it holds only as long as the cache is open: {} was not saved", log.display())]
+    Unsaved {
+        /// The access log that lacks it.
+        log: PathBuf,
+    },
     /// There was no memory to read it with.
     #[error("there was no memory to read it with")]
     Memory {

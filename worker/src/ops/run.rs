@@ -25,6 +25,8 @@ use crate::spindle::pace::Pace;
 
 /// How long a warming waits until it can be leased: for memory that somebody took meanwhile, or for a sick disk.
 const WARM_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long pins wait for a disk: one that takes longer has not saved them.
+const PIN_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Does it, and says for each snap what came of it, in the order of the keys.
 pub(crate) fn operate(
@@ -50,7 +52,17 @@ pub(crate) fn operate(
         (lane_of(&entry), Job { entry, forecast: outcome, bytes })
     });
     let run = Run { core, operation, options, patience, pace: Arc::new(Pace::new(options.rate)) };
-    let mut results = run_all(jobs.collect(), |job| run.run(job));
+    let mut results = run_all(jobs.collect(), |job| {
+        let result = run.run(job);
+        if !run.is_saved_after() {
+            run.tell(&result);
+        }
+        result
+    });
+    if run.is_saved_after() {
+        run.save_pins(&mut results);
+        results.iter().for_each(|result| run.tell(result));
+    }
     results.sort_by(|one, other| one.key.cmp(&other.key));
     results
 }
@@ -105,11 +117,34 @@ impl Run<'_> {
             // What may not be done, or need not, was not begun.
             other => other,
         };
-        let result = OperationResult { key: entry.key.clone(), outcome, bytes, took: begun.elapsed() };
+        OperationResult { key: entry.key.clone(), outcome, bytes, took: begun.elapsed() }
+    }
+
+    fn tell(&self, result: &OperationResult) {
         if let Some(on_result) = &self.options.on_result {
-            on_result.tell(&result);
+            on_result.tell(result);
         }
-        result
+    }
+
+    /// Whether what was done is brought to the disks in one go, before anybody hears of it.
+    fn is_saved_after(&self) -> bool {
+        matches!(self.operation, Operation::Pin | Operation::Unpin) && !self.options.dry_run
+    }
+
+    /// A pin is told when a restart would know of it.
+    fn save_pins(&self, results: &mut [OperationResult]) {
+        let is_done = |result: &&mut OperationResult| matches!(result.outcome, OperationOutcome::Done);
+        let mut done: Vec<&mut OperationResult> = results.iter_mut().filter(is_done).collect();
+        if done.is_empty() {
+            return;
+        }
+        let longest = Instant::now() + PIN_WAIT_MAX;
+        self.core.keep_pins(self.patience.deadline.map_or(longest, |deadline| deadline.min(longest)));
+        for result in &mut done {
+            if let Some(log) = self.core.log_without_pin(&result.key) {
+                result.outcome = OperationOutcome::Failed(OperationError::Unsaved { log });
+            }
+        }
     }
 
     fn act(&self, entry: &Arc<Entry>, bytes: u64) -> Result<OperationOutcome, OperationError> {

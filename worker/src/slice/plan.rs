@@ -68,7 +68,8 @@ pub struct LoadPlan {
     /// About how many bytes of blobs will come. So much disk space is taken when the load is opened, or the load
     /// is refused; more is taken as it comes. By it `WritePath::Auto` decides, too, whether to begin with images.
     pub expected_bytes: Option<u64>,
-    /// How many bytes of blobs may come: the load fails when more do.
+    /// How many bytes of blobs may come: the load fails when more do. Of finished files it is known before, and such a load is
+    /// refused.
     pub max_bytes: Option<u64>,
     /// Until when the load waits as a whole, from opening to closing: for other loads, memory and disks. By default
     /// as long as it takes.
@@ -118,6 +119,13 @@ impl LoadPlan {
     /// Whether it can be a slice's.
     pub(crate) fn check(&self, regions_default: u32) -> Result<(), NotASlice> {
         sealed::check(self.region_count(regions_default), self.sealed.as_deref().unwrap_or_default())
+    }
+
+    /// How many bytes of blobs finished files have, if that is more than may come.
+    pub(crate) fn too_much(&self) -> Option<(u64, u64)> {
+        let sealed = self.sealed.as_deref()?;
+        let bytes = sealed.iter().fold(0, |sum: u64, region| sum.saturating_add(region.blob_bytes));
+        self.max_bytes.filter(|bytes_max| bytes > *bytes_max).map(|bytes_max| (bytes, bytes_max))
     }
 
     /// Over how many regions the blobs are dealt.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::spindle::engine::Op;
+use crate::{OnResult, Operation, OperationOptions, Selection};
 
 const OTHER: &str = "test/sim@1#1";
 
@@ -141,6 +142,54 @@ fn a_pin_comes_to_the_disk_soon_and_holds_for_what_is_yet_to_be_loaded() {
     let cache = rig.open(HealthLimits::default());
     load(&cache, plan(WritePath::Auto)).unwrap();
     assert!(matches!(cache.snap(&key()).flush(None), Err(FlushError::Pinned { .. })));
+}
+
+/// Goal: who is told that something is pinned may pull the plug. Method: do so at the moment in which it is told.
+#[test]
+fn a_pin_is_told_when_a_restart_would_know_of_it() {
+    for operation in [Operation::Pin, Operation::Unpin] {
+        let rig = Rig::new(1);
+        let cache = rig.open(HealthLimits::default());
+        load(&cache, plan(WritePath::Auto)).unwrap();
+        let is_pinned = operation == Operation::Pin;
+        if !is_pinned {
+            cache.snap(&key()).pin();
+            // The keeper shall not do it meanwhile by chance.
+            cache.core.keep_pins(Instant::now() + Duration::from_secs(60));
+        }
+        let (disk, cut) = (rig.disks[0].clone(), Arc::new(std::sync::Mutex::new(None)));
+        let of_disk = cut.clone();
+        let options = OperationOptions {
+            on_result: Some(OnResult::new(move |result| {
+                assert!(matches!(result.outcome, OperationOutcome::Done), "{result:?}");
+                *of_disk.lock().unwrap() = Some(disk.restart());
+            })),
+            ..OperationOptions::default()
+        };
+        let everything = Selection::new(KeyPattern::ALL);
+        assert_eq!(cache.operate(&everything, operation, &options).len(), 1);
+        drop(cache);
+        let cut = cut.lock().unwrap().take().expect("it was told");
+        let rig = Rig { disks: vec![cut], folder: rig.folder };
+        let cache = rig.open(HealthLimits::default());
+        cache.recovery();
+        assert_eq!(cache.snap(&key()).status().pinned, is_pinned);
+    }
+}
+
+#[test]
+fn a_pin_that_can_not_be_saved_is_told_with_its_log() {
+    let rig = Rig::new(1);
+    let cache = rig.open(HealthLimits::default());
+    load(&cache, plan(WritePath::Auto)).unwrap();
+    rig.disks[0].clone().with_fault(When::Every("sync"), Failure::Error(Errno::IO));
+    rig.disks[0].clone().with_fault(When::Every("write"), Failure::Error(Errno::IO));
+    let everything = Selection::new(KeyPattern::ALL);
+    let results = cache.operate(&everything, Operation::Pin, &OperationOptions::default());
+    let OperationOutcome::Failed(error) = &results[0].outcome else { panic!("{results:?}") };
+    let text = error.to_string();
+    assert!(text.contains("only as long as the cache is open") && text.contains("access-log"), "{text}");
+    assert!(cache.snap(&key()).status().pinned, "it holds here");
 }
 
 /// Goal: a damaged log costs advice, and no slice. Method: a bit in every fifth byte of it changed in turn; the slices are there, the

@@ -109,8 +109,16 @@ impl AccessLogs {
 
     /// Brings what was noted to the disks, side by side. What a disk refuses is tried again by the next save.
     pub(crate) fn save(&self, deadline: Instant) {
-        let numbers: Vec<usize> =
-            (0..self.logs.len()).filter(|number| self.logs[*number].has_changed()).collect();
+        self.save_those(|log| log.has_changed(), deadline);
+    }
+
+    /// The same, and waits for what somebody else is saving now.
+    pub(crate) fn save_all(&self, deadline: Instant) {
+        self.save_those(|_| true, deadline);
+    }
+
+    fn save_those(&self, which: impl Fn(&AccessLog) -> bool, deadline: Instant) {
+        let numbers: Vec<usize> = (0..self.logs.len()).filter(|number| which(&self.logs[*number])).collect();
         side_by_side("pelton-access", &numbers, |number| self.save_on(*number, deadline));
     }
 
@@ -126,6 +134,12 @@ impl AccessLogs {
     pub(crate) fn without_pins(&self) -> Vec<PathBuf> {
         let lacking = self.logs.iter().zip(&self.spindles).filter(|(log, _)| log.lacks_pins());
         lacking.map(|(_, spindle)| spindle.folder.join(LOG_FILE)).collect()
+    }
+
+    /// The log that lacks what somebody has pinned or unpinned, if it is this slice's.
+    pub(crate) fn without_pin(&self, manifest: Option<&Manifest>) -> Option<PathBuf> {
+        let home = manifest.and_then(|manifest| self.home(manifest)).unwrap_or(0);
+        self.logs[home].lacks_pins().then(|| self.spindles[home].folder.join(LOG_FILE))
     }
 
     /// Has the keeper save soon.

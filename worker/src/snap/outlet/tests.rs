@@ -388,6 +388,13 @@ fn plans_and_calls_that_do_not_fit_are_refused() {
     large[0].body_end = (1 << 40) - (1 << 20);
     let large = LoadPlan { sealed: Some(large.into()), ..plan.clone() };
     assert!(matches!(snap.open_for_writes(large), Err(LoadError::NoSpindle { .. })), "a full disk");
+    let bytes: u64 = sealed.iter().map(|region| region.blob_bytes).sum();
+    let bounded = |max_bytes| LoadPlan { max_bytes: Some(max_bytes), ..plan.clone() };
+    let refused = snap.open_for_writes(bounded(bytes - 1)).unwrap_err();
+    let LoadError::TooMuch { bytes: found, bytes_max, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!((found, bytes_max), (bytes, bytes - 1));
+    assert_eq!((to.spindles()[0].reserved, to.spindles()[0].used), (0, 0), "nothing was taken for it");
+    drop(snap.open_for_writes(bounded(bytes)).unwrap());
     let writer = snap.open_for_writes(plan).unwrap();
     assert!(matches!(writer.region_intake(2), Err(LoadError::NoRegion { index: 2, .. })));
     let mut parcel = ParcelBuilder::default();
@@ -463,7 +470,8 @@ fn a_load_that_nobody_feeds_ends_at_its_deadline() {
     let (from, to) = (open(folders[0].path(), 256 << 20), open(folders[1].path(), 256 << 20));
     load(&from, WritePath::Image);
     let outlet = from.outlet(&key(), Want::Latest, None).unwrap();
-    let deadline = Some(Instant::now() + Duration::from_millis(50));
+    // Long enough to open it beside other tests.
+    let deadline = Some(Instant::now() + Duration::from_secs(2));
     let writer = to.snap(&key()).open_for_writes(LoadPlan { deadline, ..plan_of(&outlet) }).unwrap();
     let held = writer.region_intake(0).unwrap();
     assert!(matches!(writer.region_intake(0), Err(LoadError::Late { .. })), "somebody else is at it");
