@@ -402,15 +402,18 @@ fn an_operation_is_a_future_and_dropping_it_ends_it() {
     let mut options = OperationOptions::default();
     let results = block_on(cache.operate_async(&all(), Operation::Verify, &options));
     assert_eq!(words(&results), ["done", "done"]);
-    options.rate = Some(1);
+    // The first of the two at once, and the other 16 seconds later.
+    options.rate = Some(64 << 10);
     let (tell, told) = std::sync::mpsc::channel();
     options.on_progress = Some(OnProgress::new(move |bytes| tell.send(bytes).unwrap()));
     let pending = cache.operate_async(&all(), Operation::Verify, &options);
     drop(options);
     told.recv().unwrap();
     drop(pending);
+    let dropped = Instant::now();
     // The operation lets go of what it told its progress to. Until then this waits.
     while told.recv().is_ok() {}
+    assert!(dropped.elapsed() < Duration::from_secs(12), "{:?}", dropped.elapsed());
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
