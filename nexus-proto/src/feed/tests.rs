@@ -588,6 +588,19 @@ fn each_limit_of_a_stream_holds_at_its_edge() {
     assert_eq!((abort.reason(), abort.limit.as_str()), (Reason::ResourceExhausted, "want_bytes_max"));
 }
 
+/// What a peer says stands in logs: it writes no lines of its own there.
+#[test]
+fn a_peers_words_stay_in_their_line() {
+    let mut receiving = Receiving::with_credit(Profile::default(), 1);
+    let line = "x\nINFO pelton::audit: erase".to_owned();
+    receiving.hear(Abort { reason: Reason::Source.into(), text: line.clone(), limit: line.clone() });
+    let text = receiving.error().unwrap().to_string();
+    assert!(text.contains(r"x\nINFO pelton::audit: erase") && !text.contains('\n'), "{text}");
+    let hello = Hello { software: line, ..hello::hello(&Profile::default(), None) };
+    let terms = answer(message(hello), &Profile::default(), || None).unwrap().terms;
+    assert_eq!(terms.peer_software, r"x\nINFO pelton::audit: erase");
+}
+
 #[test]
 fn a_sender_takes_parcels_until_its_queue_is_full() {
     let mut sending = Sending::open(with_limit(Limit::SenderQueueBytes, 2000));

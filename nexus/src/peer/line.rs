@@ -8,7 +8,7 @@ use std::time::Instant;
 use pelton_nexus_proto::lane::{FrameHeader, LANE_VERSION, LaneError};
 use pelton_nexus_proto::messages::range_message::Kind;
 use pelton_nexus_proto::messages::{FetchRangeRequest, OpenLaneRequest, RangeChunk, RangeEnd, RangeMessage};
-use pelton_nexus_proto::{Limit, lane::TOKEN_BYTES};
+use pelton_nexus_proto::{Limit, lane::TOKEN_BYTES, plain};
 use pelton_region_format::{Fingerprint, crc32c};
 use pelton_worker::{IntakeError, RegionIntake};
 use tokio::io::AsyncReadExt;
@@ -309,7 +309,7 @@ impl Place<'_, '_> {
 
     fn refused(&self, status: Status) -> FetchError {
         let Subject { peer, key } = self.line.session.subject.clone();
-        let text = status.message().to_owned();
+        let text = plain(status.message());
         match status.code() {
             Code::Aborted => FetchError::Changed { peer, key, region: self.index, text },
             Code::Unavailable | Code::Unknown | Code::Cancelled => self.lost(text),
