@@ -581,6 +581,14 @@ fn each_limit_of_a_stream_holds_at_its_edge() {
         assert_eq!(error.reason(), Reason::ResourceExhausted);
         assert_eq!(exceeded(Some(error)), Some(LimitExceeded { limit, found, max: found - 1 }));
     }
+    // A Want is bounded by the parcels that both take, too.
+    for (bytes, passes) in [(2 * 5000 + 256, true), (2 * 5000 + 257, false)] {
+        let mut receiving = Receiving::with_credit(with_limit(Limit::ParcelBytes, 5000), 1);
+        receiving.hear(Want { bytes, sequence: 0 });
+        let exceeded = exceeded(receiving.error());
+        let expected = LimitExceeded { limit: Limit::WantBytes, found: bytes, max: 2 * 5000 + 256 };
+        assert_eq!(exceeded, (!passes).then_some(expected));
+    }
     // The peer is told which limit.
     let mut receiving = Receiving::with_credit(with_limit(Limit::WantBytes, 1), 1);
     receiving.hear(Want { bytes: 2, sequence: 0 });

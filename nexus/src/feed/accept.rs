@@ -9,7 +9,6 @@ use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{Cache, CancelToken, Counts, Durability, LoadError, LoadPlan};
 
 use super::bulk::LaneWay;
-use super::credit::CreditLine;
 use super::intake::{Outtake, Target, intake};
 use super::options::FeedOptions;
 use super::receive::Receiving;
@@ -72,7 +71,7 @@ impl Pushes {
         let machine =
             Receiver::pushed(profile, terms, &offer, request, timing, Instant::now(), &mut commands)?;
         let (intake, outtake) = intake(0);
-        let credit = CreditLine::new(self.cache.buffers(), options.limits.clone(), options.window_bytes);
+        let credit = options.credit_line(self.cache.buffers());
         let (pushes, deadline) = (self.clone(), options.timing.deadline);
         tokio::task::spawn_blocking(move || {
             let mut plan = (pushes.plan)(&key, fingerprint);

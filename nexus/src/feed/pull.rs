@@ -261,8 +261,7 @@ impl Puller {
         had: u64,
     ) -> Result<(Tried, u64), FeedError> {
         let (intake, mut outtake) = intake(had);
-        let credit =
-            CreditLine::new(pull.target.buffers(), self.options.limits.clone(), self.options.window_bytes);
+        let credit = self.options.credit_line(pull.target.buffers());
         let stop = [pull.cancel.clone(), common.stop.clone()];
         let timing = self.timing(pull);
         let stream = stream(dial.clone(), self.options.clone(), timing, request, intake, credit, stop);
