@@ -25,6 +25,7 @@ pub struct Dial {
     port: u16,
     security: ClientSecurity,
     connect_wait_max: Duration,
+    alive_every: Duration,
 }
 
 /// Why a connection did not come about.
@@ -100,12 +101,20 @@ impl Dial {
         if host.is_empty() {
             return Err(refuse());
         }
-        Ok(Dial { host: host.into(), port, security, connect_wait_max: Duration::from_secs(10) })
+        let connect_wait_max = Duration::from_secs(10);
+        Ok(Dial { host: host.into(), port, security, connect_wait_max, alive_every: ALIVE_EVERY })
     }
 
     /// Sets how long connecting may take.
     pub fn connect_wait_max(mut self, wait: Duration) -> Dial {
         self.connect_wait_max = wait;
+        self
+    }
+
+    /// Sets how often the other side is asked whether it lives while calls are under way, and how long it may take to
+    /// answer. Without an answer they end: a machine that has lost its power closes no connection.
+    pub fn alive_every(mut self, every: Duration) -> Dial {
+        self.alive_every = every;
         self
     }
 
@@ -146,6 +155,8 @@ impl Dial {
             .connect_timeout(self.connect_wait_max)
             .initial_connection_window_size(STREAM_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_keep_alive_interval(self.alive_every)
+            .keep_alive_timeout(self.alive_every)
             .tcp_nodelay(true);
         let connecting = async {
             let channel = endpoint.connect_with_connector(connector).await?;
@@ -286,3 +297,6 @@ const TLS_ALERT: u8 = 0x15;
 
 /// What HTTP/2 lets a peer send ahead. Credit is what bounds memory; this must not be what bounds the rate.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// How often a connection is asked whether its other end lives, and how long that may take to answer.
+pub(crate) const ALIVE_EVERY: Duration = Duration::from_secs(20);

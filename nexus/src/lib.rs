@@ -23,6 +23,7 @@ pub mod node;
 pub mod peer;
 mod places;
 mod role;
+mod server;
 mod stream;
 mod tls;
 mod told;
