@@ -44,7 +44,8 @@ pub async fn push(
     let (way_out, leaving) = outgoing();
     let mut commands = Vec::new();
     let (profile, timing) = (options.profile.clone(), options.timing.clone());
-    let machine = Sender::push(profile, offer, timing, Instant::now(), &mut commands).map_err(failed)?;
+    let machine =
+        Sender::push(profile, offer, timing.clone(), Instant::now(), &mut commands).map_err(failed)?;
     for command in commands.drain(..) {
         if let SenderCommand::Send(message) = command {
             way_out.say(message);
@@ -60,6 +61,7 @@ pub async fn push(
     })?;
     let sending = Sending {
         machine,
+        timing,
         commands,
         terms: None,
         wire: Wire { incoming, outgoing: way_out },

@@ -19,7 +19,7 @@ use super::bulk::LaneWay;
 use super::options::FeedOptions;
 use super::send::Sending;
 use super::source::Source;
-use super::wire::{Heard, Leaving, Wire, outgoing};
+use super::wire::{Heard, Leaving, Wire, answering};
 use super::{LINGER_MAX, ending};
 use crate::door::{Caller, Door};
 use crate::lanes::Lanes;
@@ -135,7 +135,8 @@ impl FeedService {
                 wire.outgoing.say(answered.welcome);
                 let (profile, timing) = (self.options.profile.clone(), self.options.timing.clone());
                 let sending = Sending {
-                    machine: Sender::pulled(profile, terms.clone(), timing, Instant::now()),
+                    machine: Sender::pulled(profile, terms.clone(), timing.clone(), Instant::now()),
+                    timing,
                     commands: Vec::new(),
                     terms: Some(terms),
                     wire,
@@ -196,7 +197,7 @@ impl Feed for FeedService {
         request: Request<Streaming<FeedMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
-        let (way_out, leaving): (_, Leaving) = outgoing();
+        let (way_out, leaving): (_, Leaving) = answering();
         let wire = Wire { incoming: request.into_inner(), outgoing: way_out };
         tokio::spawn(self.clone().serve(caller, wire));
         Ok(Response::new(Box::pin(leaving.map(Ok))))
