@@ -17,6 +17,7 @@
 mod dial;
 mod door;
 pub mod feed;
+mod here;
 mod lanes;
 mod limits;
 pub mod node;

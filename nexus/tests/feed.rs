@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pelton_nexus::feed::*;
 use pelton_nexus::{Codec, Limit, Limits};
+use pelton_worker::testing::{DiskFault, FaultyDisk, When, open_on};
 use pelton_worker::{Cache, CancelToken, LeaseError, SnapState, Unwanted, Want};
 use support::*;
 
@@ -439,6 +440,76 @@ fn a_pushed_slice_is_there_when_its_pusher_is_told_and_pushing_again_sends_nothi
         0 => Ok(()),
         bytes => Err(format!("{bytes} of buffers")),
     });
+}
+
+/// A cache on a disk that fails as told, with what is pushed to it.
+fn taking_on_a_faulty_disk(
+    runtime: &tokio::runtime::Runtime,
+) -> (tempfile::TempDir, FaultyDisk, Cache, Served) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(folder.path(), 7);
+    let builder = Cache::builder().memory(512 << 20).scan_threads(2).free_floor(0).tender(false);
+    let cache = open_on(builder, std::slice::from_ref(&disk)).unwrap();
+    let served = Served::new(runtime, FeedService::into_cache(cache.clone()).options(options()));
+    (folder, disk, cache, served)
+}
+
+/// Goal: a pusher may forget what it was told to be there. Method: the commit of a push fails, which leaves the slice in
+/// memory; push again, while the disk still fails and when it has healed.
+#[test]
+fn a_push_whose_commit_has_failed_is_not_told_to_be_there() {
+    let runtime = runtime();
+    let (_folder, disk, cache, served) = taking_on_a_faulty_disk(&runtime);
+    let blobs = blobs(12, true, &[1000; 100]);
+    let source = Told::sends(&blobs);
+    let push_it = || {
+        let (source, stop) = (Arc::new(source.clone()), CancelToken::new());
+        runtime.block_on(push(&served.dial(), &key(0), fingerprint(7), source, &options(), &stop))
+    };
+    disk.fail(When::Every("rename"), DiskFault::Error(28));
+    assert!(push_it().is_err());
+    let status = cache.snap(&key(0)).status();
+    assert!(status.fingerprint == Some(fingerprint(7)) && !status.durable, "{status:?}");
+    let again = push_it();
+    assert!(again.is_err(), "{again:?}");
+    disk.heal();
+    assert!(matches!(push_it(), Ok(Pushed::Sent(_))));
+    assert!(cache.snap(&key(0)).status().durable);
+    assert_eq!(push_it().unwrap(), Pushed::WasThere);
+    assert_eq!(source.times_asked(), 3);
+}
+
+/// Goal: a push that broke off in its commit is not sent anew. Method: the disk hangs in the commit, the pusher goes, and
+/// comes again; then the disk goes on.
+#[test]
+fn a_push_of_what_is_being_committed_waits_for_that() {
+    let runtime = runtime();
+    let (_folder, disk, cache, served) = taking_on_a_faulty_disk(&runtime);
+    let source = Told::sends(&blobs(13, true, &[1000; 100]));
+    disk.fail(When::Every("sync"), DiskFault::Hang);
+    let push_it = |stop: CancelToken| {
+        let (source, dial, runtime) = (Arc::new(source.clone()), served.dial(), runtime.handle().clone());
+        std::thread::spawn(move || {
+            runtime.block_on(push(&dial, &key(0), fingerprint(7), source, &options(), &stop))
+        })
+    };
+    let stop = CancelToken::new();
+    let first = push_it(stop.clone());
+    settles(|| match cache.snap(&key(0)).status() {
+        status if status.fingerprint == Some(fingerprint(7)) => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+    stop.cancel();
+    assert!(matches!(first.join().unwrap(), Err(FeedError::Stopped { .. })));
+    let of_cache = cache.clone();
+    let second = push_it(CancelToken::new());
+    let told = std::thread::spawn(move || (second.join().unwrap(), of_cache.snap(&key(0)).status().durable));
+    // Long enough to hear signs of life, and to be told too early.
+    std::thread::sleep(timing().silence_max + Duration::from_millis(500));
+    disk.let_go();
+    let (pushed, durable) = told.join().unwrap();
+    assert_eq!((pushed.unwrap(), durable), (Pushed::WasThere, true));
+    assert_eq!(source.times_asked(), 1);
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl FeedService {
     }
 
     /// Sets how slices are loaded that are pushed. By default they are durable when the pusher is told that they are
-    /// there.
+    /// there. Asked on a thread of the runtime: `plan` must not wait.
     pub fn push_plan(
         self,
         plan: impl Fn(&Key, Fingerprint) -> LoadPlan + Send + Sync + 'static,

@@ -13,9 +13,7 @@ use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::messages::GetManifestRequest;
 use pelton_nexus_proto::messages::peer_client::PeerClient;
 use pelton_region_format::{Fingerprint, Key};
-use pelton_worker::{
-    Cache, CancelToken, Durability, LoadError, RegionIntake, SealedRegion, SnapState, WritePath,
-};
+use pelton_worker::{Cache, CancelToken, Durability, LoadError, RegionIntake, SealedRegion, WritePath};
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
@@ -23,6 +21,7 @@ use super::error::{FetchError, Subject};
 use super::line::Line;
 use super::manifest::{PEER_VERSION, PeerManifest};
 use crate::dial::Dial;
+use crate::here::is_here;
 
 /// How often somebody who waits looks whether anybody still wants it.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -134,17 +133,16 @@ impl Holder {
         let mut has_changed = false;
         loop {
             let manifest = session.manifest(fingerprint).await?;
-            if is_here(cache, key, manifest.fingerprint()) {
+            if session.is_here(cache, manifest.fingerprint()).await? {
                 return Ok(Fetched { manifest, was_here: true, bytes: 0 });
             }
             match session.clone().load(cache.clone(), manifest).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(FetchError::Changed { .. }) if !has_changed => has_changed = true,
                 Err(FetchError::Load { source, .. }) if matches!(*source, LoadError::Busy { .. }) => {
-                    while cache.snap(key).status().state == SnapState::Loading {
-                        session.check()?;
-                        tokio::time::sleep(LOOK_EVERY).await;
-                    }
+                    // Told by opening alone: with an older version there, nothing else tells that somebody loads.
+                    session.check()?;
+                    tokio::time::sleep(LOOK_EVERY).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -221,6 +219,17 @@ impl Session {
             let Subject { peer, key } = self.subject.clone();
             FetchError::Manifest { peer, key, text }
         })
+    }
+
+    /// Whether the slice is in the cache already, as this fetch would leave it.
+    async fn is_here(&self, cache: &Cache, fingerprint: Fingerprint) -> Result<bool, FetchError> {
+        let mut looking = pin!(is_here(cache, &self.subject.key, fingerprint, self.options.durability));
+        loop {
+            match tokio::time::timeout(LOOK_EVERY, &mut looking).await {
+                Ok(is_here) => return Ok(is_here),
+                Err(_) => self.check()?,
+            }
+        }
     }
 
     /// Takes all of it into the cache, on a thread that may wait.
@@ -382,10 +391,4 @@ pub(super) fn block_end(region: &SealedRegion, offset: u64) -> u64 {
         }
         false => u64::MAX,
     }
-}
-
-fn is_here(cache: &Cache, key: &Key, fingerprint: Fingerprint) -> bool {
-    let status = cache.snap(key).status();
-    status.fingerprint == Some(fingerprint)
-        && matches!(status.state, SnapState::Warm | SnapState::Hot | SnapState::NoData)
 }
