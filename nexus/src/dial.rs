@@ -123,6 +123,15 @@ impl Dial {
         self.address_of(self.port)
     }
 
+    /// Whether a connection of the other one does as well.
+    pub(crate) fn is_same(&self, other: &Dial) -> bool {
+        self.host == other.host
+            && self.port == other.port
+            && self.connect_wait_max == other.connect_wait_max
+            && self.alive_every == other.alive_every
+            && self.security.is_same(&other.security)
+    }
+
     /// Connects for gRPC, and waits for a first answer: only then has the other side accepted the certificate from here.
     ///
     /// # Errors

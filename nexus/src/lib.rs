@@ -14,6 +14,7 @@
 //! - To serve a cache: [`node::Node`]. To ask one that serves: [`node::NodeClient`].
 #![forbid(unsafe_code)]
 
+mod channels;
 mod dial;
 mod door;
 pub mod feed;

@@ -195,6 +195,56 @@ fn another_source_with_the_same_data_is_asked_when_one_does_not_answer() {
     assert!(pulling.blobs(0) == sorted(&blobs));
 }
 
+/// Goal: a source that can't go on where another one broke off is no dead end while nothing is in the slice. Method: the
+/// first accepts, with a token of its own, and breaks off before a parcel; the second has another token.
+#[test]
+fn another_source_begins_anew_when_one_breaks_off_before_its_first_parcel() {
+    let runtime = runtime();
+    let blobs = blobs(14, true, &[100; 100]);
+    let breaks = Told::new(|_| {
+        let offering = Offering::new(|_: &Outlet| Err(SourceError::Unavailable("it goes down".to_owned())));
+        Ok(offering.replayable(b"of the first"))
+    });
+    let whole = Told::replays(&blobs);
+    let first = Served::new(&runtime, FeedService::of_source(breaks.clone()).options(options()));
+    let second = Served::new(&runtime, FeedService::of_source(whole.clone()).options(options()));
+    let dials = vec![first.dial(), second.dial()];
+    let pulling = Pulling::new(&runtime, vec![FeedFrom { dials, ..FeedFrom::default() }]);
+    assert!(pulling.blobs(0) == sorted(&blobs));
+    assert_eq!((breaks.times_asked(), whole.times_asked()), (1, 1));
+    assert_eq!(whole.asked.lock().unwrap()[0].resume, None);
+}
+
+/// With parcels in the slice, a source that makes other ones now is asked once: each further time it would say the same.
+#[test]
+fn a_source_that_has_changed_in_the_middle_is_not_asked_again_and_again() {
+    let runtime = runtime();
+    let asked = Counter::default();
+    let counted = asked.clone();
+    let seen = Counter::default();
+    let of_source = seen.clone();
+    let source = Told::new(move |_| {
+        let (first, seen) = (counted.one() == 0, of_source.clone());
+        let offering = Offering::new(move |outlet: &Outlet| {
+            (0..100).try_for_each(|_| outlet.push(&[1; 100_000]))?;
+            // Not before some of it is in the slice.
+            while first && seen.count() == 0 && !outlet.is_stopped() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(SourceError::Unavailable("it goes down".to_owned()))
+        });
+        Ok(offering.replayable(if first { b"one" } else { b"two" }))
+    });
+    let served = Served::new(&runtime, FeedService::of_source(source).options(options()));
+    let puller = Puller::new(runtime.handle().clone()).options(options()).retries(quick());
+    let puller = puller.on_parcel(move |_, _| _ = seen.one());
+    let pulling = Pulling::by(puller, vec![FeedFrom::new(served.dial())], |_| {});
+    let text = pulling.failure(0);
+    assert!(text.contains("NotReplayable"), "{text}");
+    assert_eq!(asked.count(), 2);
+    pulling.settles();
+}
+
 #[test]
 fn a_load_that_nobody_wants_any_more_stops_its_source() {
     let runtime = runtime();

@@ -11,7 +11,7 @@ use pelton_worker::CancelToken;
 use super::bulk::LaneWay;
 use super::error::FeedError;
 use super::options::FeedOptions;
-use super::pull::{CallFailed, open_feed};
+use super::pull::open_feed;
 use super::send::Sending;
 use super::source::Source;
 use super::wire::{Wire, outgoing};
@@ -51,14 +51,15 @@ pub async fn push(
             way_out.say(message);
         }
     }
+    let opening = async {
+        let dialled = dial.channel().await;
+        let channel = dialled.map_err(|source| FeedError::Dial { key: key.clone(), tries: 1, source })?;
+        open_feed(channel, options, &options.timing, leaving).await.map_err(failed)
+    };
     let incoming = tokio::select! {
-        incoming = open_feed(dial, options, &options.timing, leaving) => incoming,
+        incoming = opening => incoming?,
         () = cancel.cancelled() => return Err(FeedError::Stopped { key: key.clone() }),
     };
-    let incoming = incoming.map_err(|error| match error {
-        CallFailed::Dial(source) => FeedError::Dial { key: key.clone(), tries: 1, source },
-        CallFailed::Stream(source) => failed(source),
-    })?;
     let sending = Sending {
         machine,
         timing,

@@ -121,9 +121,11 @@ impl<'s> Line<'s> {
             lane_token,
             range_id,
         };
-        let mut client = session.client.clone();
         let place = Place { line: self, index: region.index, offset: range.start };
-        let asking = session.wait((region.index, range.start), client.fetch_range(request));
+        let asking = session.ask((region.index, range.start), || {
+            let (mut client, request) = (session.client.clone(), request.clone());
+            async move { client.fetch_range(request).await }
+        });
         let asked = session.runtime.block_on(asking)?;
         Ok((asked.map_err(|status| place.refused(status))?.into_inner(), range_id))
     }

@@ -126,6 +126,11 @@ impl<C: Send + Sync + 'static> Reloaded<C> {
         self.look_every = pause;
     }
 
+    /// Whether both are clones of one.
+    pub(super) fn is_same(&self, other: &Reloaded<C>) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     pub(super) fn has_ca(&self) -> bool {
         self.shared.files.ca.is_some()
     }
