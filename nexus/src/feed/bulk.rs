@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::dial::Dial;
 use crate::lanes::{LanePlace, OfferedLane};
 use crate::stream::Stream;
+use crate::told::told;
 
 /// How a stream may come by a lane.
 pub(crate) enum LaneWay {
@@ -59,7 +60,7 @@ impl LaneWay {
             match dial.lane(&lane).await {
                 Ok(stream) => Some(OpenLane { stream, _place: None }),
                 Err(error) => {
-                    tracing::debug!(%error, "a feed does without its lane");
+                    tracing::debug!(error = told(&error), "a feed does without its lane");
                     None
                 }
             }

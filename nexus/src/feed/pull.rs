@@ -248,7 +248,8 @@ impl Puller {
             if !again || late || retry >= self.retries.count_max {
                 return Err(error);
             }
-            tracing::info!(key = %pull.key, peer = %dial.address(), %error, "a feed is tried again");
+            let (peer, error) = (dial.address(), told(&error));
+            tracing::info!(key = %pull.key, peer, error, "a feed is tried again");
             // Whoever has the rest of a stream goes on with it; what begins anew may begin elsewhere.
             if resume.is_none() {
                 at += 1;

@@ -17,6 +17,7 @@ use tonic::{Code, Status, Streaming};
 use super::error::{FetchError, Subject};
 use super::fetch::{LOOK_EVERY, Session};
 use crate::stream::Stream;
+use crate::told::told;
 
 /// One thread's way to a peer.
 pub(super) struct Line<'s> {
@@ -157,7 +158,7 @@ impl<'s> Line<'s> {
             }
             Ok(tls) => Connection::Tls(Box::new(tls)),
             Err(error) => {
-                tracing::debug!(%error, "a lane that was offered can't be opened");
+                tracing::debug!(error = told(&error), "a lane that was offered can't be opened");
                 return Ok(None);
             }
         };
