@@ -24,9 +24,11 @@ mod limits;
 #[cfg(feature = "messages")]
 pub mod messages;
 mod parcel;
+mod text;
 
 pub use limits::{Limit, LimitExceeded, LimitRefused, Limits};
 pub use parcel::{
     Blobs, Codec, LENGTH_BYTES, OpenParcel, PARCEL_COST_BYTES, PackerOptions, Parcel, ParcelError,
     ParcelPacker,
 };
+pub use text::plain;

@@ -139,6 +139,11 @@ pub(crate) fn cost(codec: Codec, packed_bytes: u64, inflated_bytes: u64) -> u64 
     PARCEL_COST_BYTES.saturating_add(packed_bytes).saturating_add(opened)
 }
 
+/// What a parcel costs at most, if neither packed nor inflated it may have more bytes.
+pub(crate) fn cost_max(parcel_bytes_max: u64) -> u64 {
+    PARCEL_COST_BYTES.saturating_add(parcel_bytes_max.saturating_mul(2))
+}
+
 /// Whether declared sizes can be true and are allowed, before any memory is taken for them.
 ///
 /// # Errors

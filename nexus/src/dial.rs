@@ -15,8 +15,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::door;
 use crate::stream::{Stream, write_to_stream};
 use crate::tls::{self, ClientSecurity};
+use crate::told::told;
 
 /// Where another process listens, and how to get there.
 #[derive(Clone)]
@@ -25,6 +27,7 @@ pub struct Dial {
     port: u16,
     security: ClientSecurity,
     connect_wait_max: Duration,
+    alive_every: Duration,
 }
 
 /// Why a connection did not come about.
@@ -38,7 +41,7 @@ pub enum DialError {
         text: String,
     },
     /// Nobody answers there.
-    #[error("{address} can't be reached: {source}")]
+    #[error("{address} can't be reached")]
     Connect {
         /// Where.
         address: String,
@@ -62,12 +65,20 @@ pub enum DialError {
         waited: Duration,
     },
     /// The connection stands, but does not speak gRPC.
-    #[error("{address} does not speak gRPC: {source}")]
+    #[error("{address} does not speak gRPC")]
     Grpc {
         /// Where.
         address: String,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It has as many connections as it may have, or as one peer may. Try later.
+    #[error("{address} takes no more connections: {why}")]
+    Refused {
+        /// Where.
+        address: String,
+        /// What it says, beginning with the limit's name.
+        why: String,
     },
     /// A lane was offered and then refused.
     #[error("{address} refuses the lane that it offered: {answer:?}")]
@@ -78,7 +89,7 @@ pub enum DialError {
         answer: LaneAnswer,
     },
     /// What answers at the lane's port is no lane.
-    #[error("what answers at {address} is no lane: {source}")]
+    #[error("what answers at {address} is no lane")]
     Lane {
         /// Where.
         address: String,
@@ -100,7 +111,8 @@ impl Dial {
         if host.is_empty() {
             return Err(refuse());
         }
-        Ok(Dial { host: host.into(), port, security, connect_wait_max: Duration::from_secs(10) })
+        let connect_wait_max = Duration::from_secs(10);
+        Ok(Dial { host: host.into(), port, security, connect_wait_max, alive_every: ALIVE_EVERY })
     }
 
     /// Sets how long connecting may take.
@@ -109,9 +121,25 @@ impl Dial {
         self
     }
 
+    /// Sets how often the other side is asked whether it lives while calls are under way, and how long it may take to
+    /// answer. Without an answer they end: a machine that has lost its power closes no connection.
+    pub fn alive_every(mut self, every: Duration) -> Dial {
+        self.alive_every = every;
+        self
+    }
+
     /// `HOST:PORT`.
     pub fn address(&self) -> String {
         self.address_of(self.port)
+    }
+
+    /// Whether a connection of the other one does as well.
+    pub(crate) fn is_same(&self, other: &Dial) -> bool {
+        self.host == other.host
+            && self.port == other.port
+            && self.connect_wait_max == other.connect_wait_max
+            && self.alive_every == other.alive_every
+            && self.security.is_same(&other.security)
     }
 
     /// Connects for gRPC, and waits for a first answer: only then has the other side accepted the certificate from here.
@@ -121,7 +149,7 @@ impl Dial {
     pub async fn channel(&self) -> Result<Channel, DialError> {
         // Connected here first, so that what is wrong keeps its own words.
         let first = self.stream(self.port).await?;
-        let refusal = Refusal::default();
+        let refusal = Refused::default();
         let first = First { stream: first, begun: false, refusal: refusal.clone() };
         let first = Arc::new(std::sync::Mutex::new(Some(first)));
         let dial = self.clone();
@@ -133,7 +161,7 @@ impl Dial {
                     Some(first) => first,
                     None => {
                         let stream = dial.stream(dial.port).await.map_err(io::Error::other)?;
-                        First { stream, begun: false, refusal: Refusal::default() }
+                        First { stream, begun: false, refusal: Refused::default() }
                     }
                 };
                 Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(first))
@@ -146,16 +174,21 @@ impl Dial {
             .connect_timeout(self.connect_wait_max)
             .initial_connection_window_size(STREAM_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_keep_alive_interval(self.alive_every)
+            .keep_alive_timeout(self.alive_every)
             .tcp_nodelay(true);
         let connecting = async {
             let channel = endpoint.connect_with_connector(connector).await?;
-            first_answer(&channel).await?;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(channel)
+            first_answer(&channel).await.map_err(|broken| -> Broken { broken.into() })?;
+            Ok::<_, Broken>(channel)
         };
         match tokio::time::timeout(self.connect_wait_max, connecting).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(source)) => Err(match refusal.get() {
-                Some(problem) => DialError::Tls { address: self.address(), problem: problem.clone() },
+                Some(Refusal::Tls(problem)) => {
+                    DialError::Tls { address: self.address(), problem: problem.clone() }
+                }
+                Some(Refusal::Full(why)) => DialError::Refused { address: self.address(), why: why.clone() },
                 None => DialError::Grpc { address: self.address(), source },
             }),
             Err(_) => Err(DialError::Timeout { address: self.address(), waited: self.connect_wait_max }),
@@ -230,25 +263,34 @@ impl Dial {
 }
 
 /// Asks for what everybody may have. That the other side does not serve it is an answer, too.
-async fn first_answer(channel: &Channel) -> Result<(), tonic::Status> {
+async fn first_answer(channel: &Channel) -> Result<(), String> {
     let mut health = HealthClient::new(channel.clone());
     match health.check(HealthCheckRequest::default()).await {
         Ok(_) => Ok(()),
         // What the other side has said stands in its trailers; what became of the connection has a cause.
-        Err(status) if std::error::Error::source(&status).is_none() => Ok(()),
-        Err(status) => Err(status),
+        Err(status) => std::error::Error::source(&status).map_or(Ok(()), |cause| Err(told(cause))),
     }
 }
 
+/// Why gRPC did not begin.
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why the other side closed a connection before it said anything.
-type Refusal = Arc<OnceLock<String>>;
+enum Refusal {
+    /// What is wrong with TLS.
+    Tls(String),
+    /// Which limit there was.
+    Full(String),
+}
+
+type Refused = Arc<OnceLock<Refusal>>;
 
 /// A connection of which the first thing that is read tells whether both sides speak the same.
 struct First {
     stream: Stream,
     /// Whether something was read.
     begun: bool,
-    refusal: Refusal,
+    refusal: Refused,
 }
 
 impl AsyncRead for First {
@@ -265,14 +307,19 @@ impl AsyncRead for First {
         match &read {
             Poll::Pending => return read,
             Poll::Ready(Err(error)) if matches!(self.stream, Stream::Tls(_)) => {
-                let _ = self.refusal.set(tls::explain(error));
+                let _ = self.refusal.set(Refusal::Tls(tls::explain(error)));
             }
-            Poll::Ready(Ok(())) if matches!(self.stream, Stream::Plain(_)) => {
-                if buffer.filled().get(before) == Some(&TLS_ALERT) {
-                    let _ = self.refusal.set("it speaks TLS, and was spoken to without".to_owned());
+            Poll::Ready(Err(_)) => {}
+            Poll::Ready(Ok(())) => {
+                let first = &buffer.filled()[before..];
+                let is_plain = matches!(self.stream, Stream::Plain(_));
+                if is_plain && first.first() == Some(&TLS_ALERT) {
+                    let text = "it speaks TLS, and was spoken to without".to_owned();
+                    let _ = self.refusal.set(Refusal::Tls(text));
+                } else if let Some(why) = door::read_goodbye(first) {
+                    let _ = self.refusal.set(Refusal::Full(why));
                 }
             }
-            Poll::Ready(_) => {}
         }
         self.begun = true;
         read
@@ -286,3 +333,6 @@ const TLS_ALERT: u8 = 0x15;
 
 /// What HTTP/2 lets a peer send ahead. Credit is what bounds memory; this must not be what bounds the rate.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// How often a connection is asked whether its other end lives, and how long that may take to answer.
+pub(crate) const ALIVE_EVERY: Duration = Duration::from_secs(20);

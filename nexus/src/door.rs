@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use pelton_nexus_proto::LimitExceeded;
 use pelton_nexus_proto::lane::{LaneAnswer, LaneError, LaneOpening};
+use pelton_nexus_proto::{LimitExceeded, plain};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -269,9 +269,6 @@ async fn refuse(mut tcp: TcpStream, is_tls: bool, error: LimitExceeded) {
 
 /// HTTP/2 for: nothing is done here, since you ask for too much. gRPC's clients make RESOURCE_EXHAUSTED of it.
 fn goodbye(text: &str) -> Vec<u8> {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    const GOAWAY: u8 = 7;
-    const ENHANCE_YOUR_CALM: u32 = 11;
     let mut bytes = SETTINGS.to_vec();
     let len = u32::try_from(8 + text.len()).unwrap_or(u32::MAX);
     bytes.extend(&len.to_be_bytes()[1..]);
@@ -281,6 +278,23 @@ fn goodbye(text: &str) -> Vec<u8> {
     bytes.extend(text.as_bytes());
     bytes
 }
+
+/// What a door has said in place of gRPC, if these bytes are that.
+pub(crate) fn read_goodbye(bytes: &[u8]) -> Option<String> {
+    let (settings, goaway) = bytes.split_at_checked(SETTINGS.len())?;
+    // The frame's length, type, flags and stream; the last call; why; and words.
+    let (head, text) = goaway.split_at_checked(9 + 4 + 4)?;
+    let is_goodbye =
+        settings == SETTINGS && head[3] == GOAWAY && head[13..] == ENHANCE_YOUR_CALM.to_be_bytes();
+    let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+    let text = text.get(..len.checked_sub(8)?).filter(|_| is_goodbye)?;
+    Some(plain(&String::from_utf8_lossy(text)))
+}
+
+/// Empty settings: how any HTTP/2 begins.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const GOAWAY: u8 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// The gRPC connections of a door, as they come.
 pub struct Incoming {
@@ -321,3 +335,28 @@ impl AsyncRead for Connection {
 }
 
 write_to_stream!(Connection);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goodbye_is_read_as_it_was_said_and_nothing_else_is_one() {
+        let said = goodbye("connections_max: 3 is more than the 2 that are allowed");
+        let heard = read_goodbye(&said).unwrap();
+        assert_eq!(heard, "connections_max: 3 is more than the 2 that are allowed");
+        assert_eq!(read_goodbye(&goodbye("a\nb")).unwrap(), "a\\nb");
+        for len in 0..said.len() {
+            assert_eq!(read_goodbye(&said[..len]), None, "{len}");
+        }
+        for at in [3, 9 + 3, 9 + 16] {
+            let mut other = said.clone();
+            other[at] ^= 1;
+            assert_eq!(read_goodbye(&other), None, "{at}");
+        }
+        // A length that has no room for what is before the words.
+        let mut short = said;
+        short[9..12].copy_from_slice(&[0, 0, 7]);
+        assert_eq!(read_goodbye(&short), None);
+    }
+}

@@ -17,6 +17,9 @@ use crate::stream::Stream;
 
 type Token = [u8; 32];
 
+/// How long it may take from a token that is taken to its connection: an answer is written meanwhile.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+
 /// How long a token is good, and how many may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneLimits {
@@ -141,10 +144,16 @@ impl OfferedLane {
 
     /// The connection, when the peer has opened it; nothing if it did not in time.
     pub async fn connected(mut self) -> Option<(Stream, LanePlace)> {
-        let connection = tokio::time::timeout_at(self.until, &mut self.connection).await.ok()?.ok()?;
+        let connection = match tokio::time::timeout_at(self.until, &mut self.connection).await {
+            Ok(connection) => connection.ok()?,
+            // Who has taken the token in its last moment was told so, and believes in the lane.
+            Err(_) if self.shared.lock().waiting.remove(&self.token).is_none() => {
+                tokio::time::timeout(HAND_OVER_MAX, &mut self.connection).await.ok()?.ok()?
+            }
+            Err(_) => return None,
+        };
         let place = LanePlace { shared: Arc::clone(&self.shared), peer: self.peer.clone() };
         // The place goes on with the connection.
-        self.shared.lock().waiting.remove(&self.token);
         *self.shared.lock().counts.entry(self.peer.clone()).or_default() += 1;
         Some((connection, place))
     }
@@ -182,4 +191,44 @@ impl Shared {
 
 fn fill_random(bytes: &mut [u8]) -> Option<()> {
     rustls::crypto::ring::default_provider().secure_random.fill(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn lane(wait: Duration) -> (OfferedLane, Lanes, LaneOpening, Stream) {
+        let limits = LaneLimits { token_wait_max: wait, ..LaneLimits::default() };
+        let lanes = Lanes::new(1, false, limits);
+        let offered = lanes.offer("peer").unwrap();
+        let opening = LaneOpening { token: offered.lane().token.as_slice().try_into().unwrap() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (offered, lanes, opening, Stream::Plain(stream))
+    }
+
+    /// Between the two, the opener was told that the lane is taken.
+    #[tokio::test]
+    async fn a_token_that_was_taken_in_time_brings_its_connection_though_that_is_late() {
+        let (offered, lanes, opening, stream) = lane(Duration::from_millis(50)).await;
+        let taker = lanes.take(&opening).unwrap_or_else(|_| panic!("it is good"));
+        let until = offered.until;
+        let connected = tokio::spawn(offered.connected());
+        tokio::time::sleep_until(until + Duration::from_millis(100)).await;
+        taker.hand_over(stream);
+        let (_stream, place) = connected.await.unwrap().expect("it was taken in time");
+        assert_eq!(lanes.shared.lock().counts["peer"], 1);
+        drop(place);
+        assert!(lanes.shared.lock().counts.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_nobody_takes_is_worth_nothing_afterwards() {
+        let (offered, lanes, opening, _) = lane(Duration::from_millis(10)).await;
+        assert!(offered.connected().await.is_none());
+        assert!(matches!(lanes.take(&opening), Err(LaneAnswer::Token)));
+        assert!(lanes.shared.lock().counts.is_empty());
+    }
 }

@@ -14,15 +14,18 @@
 //! - To serve a cache: [`node::Node`]. To ask one that serves: [`node::NodeClient`].
 #![forbid(unsafe_code)]
 
+mod channels;
 mod dial;
 mod door;
 pub mod feed;
+mod here;
 mod lanes;
 mod limits;
 pub mod node;
 pub mod peer;
 mod places;
 mod role;
+mod server;
 mod stream;
 mod tls;
 mod told;

@@ -86,10 +86,10 @@ impl NodeLimits {
         self.shared.in_flight_max - self.shared.in_flight.available_permits() as u64
     }
 
-    /// Leave for so many bytes if a quarter of all is left afterwards: for what is good to have, not needed.
+    /// Leave for so many bytes if a half of all is left afterwards: for what is good to have, not needed.
     pub(crate) fn spare(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let free = self.shared.in_flight.available_permits() as u64;
-        if bytes.saturating_add(self.shared.in_flight_max / 4) > free {
+        if bytes.saturating_add(self.shared.in_flight_max / 2) > free {
             return None;
         }
         Arc::clone(&self.shared.in_flight).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
@@ -98,27 +98,19 @@ impl NodeLimits {
     /// Leave for so many bytes, when they are free.
     ///
     /// # Errors
-    /// [`LimitExceeded`] if it is more than all.
+    /// [`LimitExceeded`] if it is more than a half of all: the other half may be out with streams that use it up only
+    /// after this.
     pub(crate) async fn need(&self, bytes: u64) -> Result<OwnedSemaphorePermit, LimitExceeded> {
-        self.check_in_flight(bytes)?;
         // A parcel's credit is taken by one call, so what can't be told to one can't be given.
-        let max = self.shared.in_flight_max.min(u32::MAX.into());
-        let permits = u32::try_from(bytes).map_err(|_| LimitExceeded {
-            limit: Limit::InFlightBytes,
-            found: bytes,
-            max,
-        })?;
+        let max = (self.shared.in_flight_max - self.shared.in_flight_max / 2).min(u32::MAX.into());
+        let refused = LimitExceeded { limit: Limit::InFlightBytes, found: bytes, max };
+        let permits = u32::try_from(bytes).ok().filter(|_| bytes <= max).ok_or(refused)?;
         let taken = Arc::clone(&self.shared.in_flight).acquire_many_owned(permits).await;
         Ok(taken.expect("nobody closes it"))
     }
 
-    /// Whether so many bytes can ever be in flight.
-    pub(crate) fn check_in_flight(&self, bytes: u64) -> Result<(), LimitExceeded> {
-        self.shared.limits.check(Limit::InFlightBytes, bytes)
-    }
-
     /// The turn to wait for credit. One stream at a time has it: two that each hold a half of what both need would
-    /// wait for ever.
+    /// wait for ever. What streams were given unasked makes nobody wait so: see [`NodeLimits::spare`].
     pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.shared.turn.lock().await
     }
@@ -178,14 +170,15 @@ mod tests {
     #[tokio::test]
     async fn bytes_in_flight_are_given_to_the_edge_and_beyond_it_is_an_error() {
         let limits = limited(&[(Limit::InFlightBytes, 1000)]);
-        let all = limits.need(1000).await.unwrap();
-        assert_eq!(limits.in_flight_bytes(), 1000);
-        let error = limits.need(1001).await.unwrap_err();
-        assert_eq!(error, LimitExceeded { limit: Limit::InFlightBytes, found: 1001, max: 1000 });
-        drop(all);
-        let window = limits.spare(750).expect("a quarter is left");
+        let half = limits.need(500).await.unwrap();
+        assert_eq!(limits.in_flight_bytes(), 500);
+        let error = limits.need(501).await.unwrap_err();
+        assert_eq!(error, LimitExceeded { limit: Limit::InFlightBytes, found: 501, max: 500 });
         assert!(limits.spare(1).is_none());
-        drop((limits.need(250).await.unwrap(), window));
+        drop(half);
+        let window = limits.spare(500).expect("a half is left");
+        assert!(limits.spare(1).is_none());
+        drop((limits.need(500).await.unwrap(), window));
         assert_eq!(limits.in_flight_bytes(), 0);
     }
 }

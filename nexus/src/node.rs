@@ -27,14 +27,15 @@ use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 use tonic::service::RoutesBuilder;
-use tonic::transport::Server;
 
 use crate::door::Door;
 use crate::limits::NodeLimits;
+use crate::server::server;
 use state::State;
 
 pub use admin::more_than_half;
 pub use client::{AskError, NodeClient};
+pub(crate) use health::health_of;
 pub use state::{Drained, NodeHandle};
 pub use wire::{Damage, Listed, Operated, OperatedOutcome, Progressed, RemoteOptions};
 
@@ -42,8 +43,6 @@ pub use wire::{Damage, Listed, Operated, OperatedOutcome, Progressed, RemoteOpti
 const DRAIN_WAIT: Duration = Duration::from_secs(30);
 /// How long connections may take to close when all calls are over.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often an idle connection is asked whether it lives, and how long it may take to answer.
-const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 /// A node that is being set up, and then runs.
 ///
@@ -128,11 +127,7 @@ impl Node {
         let drained = async move {
             drained.await;
         };
-        let serving = Server::builder()
-            .initial_connection_window_size(crate::dial::STREAM_WINDOW_BYTES)
-            .initial_stream_window_size(crate::dial::STREAM_WINDOW_BYTES)
-            .http2_keepalive_interval(Some(ALIVE_EVERY))
-            .http2_keepalive_timeout(Some(ALIVE_EVERY))
+        let serving = server(limits)
             .layer(gate::GateLayer::new(Arc::clone(&state), limits))
             .add_routes(routes.routes())
             .serve_with_incoming_shutdown(door.incoming(), drained);

@@ -101,8 +101,23 @@ impl ClientTls {
         self
     }
 
+    fn is_same(&self, other: &ClientTls) -> bool {
+        self.config.is_same(&other.config)
+    }
+
     pub(crate) async fn connector(&self) -> TlsConnector {
         TlsConnector::from(self.config.current().await)
+    }
+}
+
+impl ClientSecurity {
+    /// Whether both are made of the same.
+    pub(crate) fn is_same(&self, other: &ClientSecurity) -> bool {
+        match (self, other) {
+            (ClientSecurity::Plain, ClientSecurity::Plain) => true,
+            (ClientSecurity::Tls(one), ClientSecurity::Tls(other)) => one.is_same(other),
+            _ => false,
+        }
     }
 }
 

@@ -114,9 +114,18 @@ fn every_load_over_a_bad_wire_ends_whole_or_with_an_error_and_leaves_nothing() {
     }
     quiet();
     clear();
-    // Those of the caches stay; the ones of this first round's streams are going.
-    std::thread::sleep(Duration::from_millis(500));
-    let (files_before, threads_before) = (open_files(), threads());
+    // Those of the caches stay; the ones of this first round's streams are going, and none of them may count as before.
+    let mut before = (open_files(), threads());
+    let mut agreed = 0;
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while agreed < 5 {
+        assert!(Instant::now() < give_up, "it does not come to rest: {before:#?}");
+        std::thread::sleep(Duration::from_millis(100));
+        let now = (open_files(), threads());
+        agreed = if now == before { agreed + 1 } else { 0 };
+        before = now;
+    }
+    let (files_before, threads_before) = before;
 
     let (mut whole, mut broken) = (0, 0);
     for round in 0..rounds {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pelton_nexus::feed::*;
 use pelton_nexus::{Codec, Limit, Limits};
+use pelton_worker::testing::{DiskFault, FaultyDisk, When, open_on};
 use pelton_worker::{Cache, CancelToken, LeaseError, SnapState, Unwanted, Want};
 use support::*;
 
@@ -116,6 +117,33 @@ fn many_streams_at_once_end_whole() {
     pulling.settles();
 }
 
+/// Goal: blobs that take most of the memory for parcels and streams that were given some ahead do not wait for each other.
+/// Method: of all slices, blobs nearly as large as may be between many small ones, at once.
+#[test]
+fn streams_of_blobs_nearly_as_large_as_their_memory_end_whole_side_by_side() {
+    let runtime = runtime();
+    let large = (16 << 20) - 260;
+    let blobs: Vec<Vec<u8>> =
+        (0..3).flat_map(|of| [vec![vec![of; large]], vec![vec![of; 100_000]; 30]].concat()).collect();
+    let source = FeedService::of_source(Told::sends(&blobs)).options(options());
+    let served = Served::new(&runtime, source);
+    for lane in [false, true] {
+        let mut options = options();
+        options.profile.codecs = vec![Codec::None];
+        options.profile.lane = lane;
+        let puller = Puller::new(runtime.handle().clone()).options(options);
+        let puller = puller.retries(Retries { count_max: 0, ..quick() });
+        let pulling = Pulling::by(puller, vec![FeedFrom::new(served.dial())], |_| {});
+        std::thread::scope(|scope| {
+            for slice in 0..4 {
+                let (pulling, blobs) = (&pulling, &blobs);
+                scope.spawn(move || assert!(pulling.blobs(slice) == sorted(blobs), "lane={lane} {slice}"));
+            }
+        });
+        pulling.settles();
+    }
+}
+
 #[test]
 fn what_a_source_says_at_its_end_is_told_with_peer_key_and_reason() {
     let runtime = runtime();
@@ -165,6 +193,56 @@ fn another_source_with_the_same_data_is_asked_when_one_does_not_answer() {
     let dials = vec![dial(&nobody), without.dial(), with.dial()];
     let pulling = Pulling::new(&runtime, vec![FeedFrom { dials, ..FeedFrom::default() }]);
     assert!(pulling.blobs(0) == sorted(&blobs));
+}
+
+/// Goal: a source that can't go on where another one broke off is no dead end while nothing is in the slice. Method: the
+/// first accepts, with a token of its own, and breaks off before a parcel; the second has another token.
+#[test]
+fn another_source_begins_anew_when_one_breaks_off_before_its_first_parcel() {
+    let runtime = runtime();
+    let blobs = blobs(14, true, &[100; 100]);
+    let breaks = Told::new(|_| {
+        let offering = Offering::new(|_: &Outlet| Err(SourceError::Unavailable("it goes down".to_owned())));
+        Ok(offering.replayable(b"of the first"))
+    });
+    let whole = Told::replays(&blobs);
+    let first = Served::new(&runtime, FeedService::of_source(breaks.clone()).options(options()));
+    let second = Served::new(&runtime, FeedService::of_source(whole.clone()).options(options()));
+    let dials = vec![first.dial(), second.dial()];
+    let pulling = Pulling::new(&runtime, vec![FeedFrom { dials, ..FeedFrom::default() }]);
+    assert!(pulling.blobs(0) == sorted(&blobs));
+    assert_eq!((breaks.times_asked(), whole.times_asked()), (1, 1));
+    assert_eq!(whole.asked.lock().unwrap()[0].resume, None);
+}
+
+/// With parcels in the slice, a source that makes other ones now is asked once: each further time it would say the same.
+#[test]
+fn a_source_that_has_changed_in_the_middle_is_not_asked_again_and_again() {
+    let runtime = runtime();
+    let asked = Counter::default();
+    let counted = asked.clone();
+    let seen = Counter::default();
+    let of_source = seen.clone();
+    let source = Told::new(move |_| {
+        let (first, seen) = (counted.one() == 0, of_source.clone());
+        let offering = Offering::new(move |outlet: &Outlet| {
+            (0..100).try_for_each(|_| outlet.push(&[1; 100_000]))?;
+            // Not before some of it is in the slice.
+            while first && seen.count() == 0 && !outlet.is_stopped() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(SourceError::Unavailable("it goes down".to_owned()))
+        });
+        Ok(offering.replayable(if first { b"one" } else { b"two" }))
+    });
+    let served = Served::new(&runtime, FeedService::of_source(source).options(options()));
+    let puller = Puller::new(runtime.handle().clone()).options(options()).retries(quick());
+    let puller = puller.on_parcel(move |_, _| _ = seen.one());
+    let pulling = Pulling::by(puller, vec![FeedFrom::new(served.dial())], |_| {});
+    let text = pulling.failure(0);
+    assert!(text.contains("NotReplayable"), "{text}");
+    assert_eq!(asked.count(), 2);
+    pulling.settles();
 }
 
 #[test]
@@ -308,7 +386,8 @@ fn each_limit_of_streams_is_told_by_its_name_and_exactly_the_limit_passes() {
     // One parcel costs its bytes, its length and 256.
     let exact = 2_000_000 + 4 + 256;
     for (limit, pass, fail) in [
-        (Limit::InFlightBytes, exact, exact - 1),
+        // One parcel has a half at most: the other is for what streams are given ahead.
+        (Limit::InFlightBytes, 2 * exact - 1, 2 * exact - 2),
         (Limit::ParcelBytes, exact - 256, exact - 257),
         (Limit::WantBytes, exact, exact - 1),
     ] {
@@ -372,7 +451,7 @@ impl Taking {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::builder()
             .spindle(folder.path().join("spindle"), 1 << 30)
-            .memory(256 << 20)
+            .memory(512 << 20)
             .scan_threads(2)
             .open()
             .unwrap();
@@ -411,6 +490,76 @@ fn a_pushed_slice_is_there_when_its_pusher_is_told_and_pushing_again_sends_nothi
         0 => Ok(()),
         bytes => Err(format!("{bytes} of buffers")),
     });
+}
+
+/// A cache on a disk that fails as told, with what is pushed to it.
+fn taking_on_a_faulty_disk(
+    runtime: &tokio::runtime::Runtime,
+) -> (tempfile::TempDir, FaultyDisk, Cache, Served) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(folder.path(), 7);
+    let builder = Cache::builder().memory(512 << 20).scan_threads(2).free_floor(0).tender(false);
+    let cache = open_on(builder, std::slice::from_ref(&disk)).unwrap();
+    let served = Served::new(runtime, FeedService::into_cache(cache.clone()).options(options()));
+    (folder, disk, cache, served)
+}
+
+/// Goal: a pusher may forget what it was told to be there. Method: the commit of a push fails, which leaves the slice in
+/// memory; push again, while the disk still fails and when it has healed.
+#[test]
+fn a_push_whose_commit_has_failed_is_not_told_to_be_there() {
+    let runtime = runtime();
+    let (_folder, disk, cache, served) = taking_on_a_faulty_disk(&runtime);
+    let blobs = blobs(12, true, &[1000; 100]);
+    let source = Told::sends(&blobs);
+    let push_it = || {
+        let (source, stop) = (Arc::new(source.clone()), CancelToken::new());
+        runtime.block_on(push(&served.dial(), &key(0), fingerprint(7), source, &options(), &stop))
+    };
+    disk.fail(When::Every("rename"), DiskFault::Error(28));
+    assert!(push_it().is_err());
+    let status = cache.snap(&key(0)).status();
+    assert!(status.fingerprint == Some(fingerprint(7)) && !status.durable, "{status:?}");
+    let again = push_it();
+    assert!(again.is_err(), "{again:?}");
+    disk.heal();
+    assert!(matches!(push_it(), Ok(Pushed::Sent(_))));
+    assert!(cache.snap(&key(0)).status().durable);
+    assert_eq!(push_it().unwrap(), Pushed::WasThere);
+    assert_eq!(source.times_asked(), 3);
+}
+
+/// Goal: a push that broke off in its commit is not sent anew. Method: the disk hangs in the commit, the pusher goes, and
+/// comes again; then the disk goes on.
+#[test]
+fn a_push_of_what_is_being_committed_waits_for_that() {
+    let runtime = runtime();
+    let (_folder, disk, cache, served) = taking_on_a_faulty_disk(&runtime);
+    let source = Told::sends(&blobs(13, true, &[1000; 100]));
+    disk.fail(When::Every("sync"), DiskFault::Hang);
+    let push_it = |stop: CancelToken| {
+        let (source, dial, runtime) = (Arc::new(source.clone()), served.dial(), runtime.handle().clone());
+        std::thread::spawn(move || {
+            runtime.block_on(push(&dial, &key(0), fingerprint(7), source, &options(), &stop))
+        })
+    };
+    let stop = CancelToken::new();
+    let first = push_it(stop.clone());
+    settles(|| match cache.snap(&key(0)).status() {
+        status if status.fingerprint == Some(fingerprint(7)) => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+    stop.cancel();
+    assert!(matches!(first.join().unwrap(), Err(FeedError::Stopped { .. })));
+    let of_cache = cache.clone();
+    let second = push_it(CancelToken::new());
+    let told = std::thread::spawn(move || (second.join().unwrap(), of_cache.snap(&key(0)).status().durable));
+    // Long enough to hear signs of life, and to be told too early.
+    std::thread::sleep(timing().silence_max + Duration::from_millis(500));
+    disk.let_go();
+    let (pushed, durable) = told.join().unwrap();
+    assert_eq!((pushed.unwrap(), durable), (Pushed::WasThere, true));
+    assert_eq!(source.times_asked(), 1);
 }
 
 #[test]

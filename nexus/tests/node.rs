@@ -9,6 +9,7 @@ use pelton_nexus::feed::{FeedOptions, FeedService};
 use pelton_nexus::node::{AskError, Drained, Node, NodeClient, NodeHandle, OperatedOutcome, RemoteOptions};
 use pelton_nexus::peer::{PeerOptions, PeerService};
 use pelton_nexus::{ClientSecurity, Dial, DialError, Door, LaneLimits, NodeLimits, ServerSecurity};
+use pelton_nexus_proto::feed::message;
 use pelton_nexus_proto::messages::admin_client::AdminClient;
 use pelton_nexus_proto::messages::feed_client::FeedClient;
 use pelton_nexus_proto::messages::health::HealthCheckRequest;
@@ -16,10 +17,12 @@ use pelton_nexus_proto::messages::health::health_check_response::ServingStatus;
 use pelton_nexus_proto::messages::health::health_client::HealthClient;
 use pelton_nexus_proto::messages::operate_message::Kind;
 use pelton_nexus_proto::messages::peer_client::PeerClient;
-use pelton_nexus_proto::messages::{FeedMessage, FetchRangeRequest, GetManifestRequest, OperateRequest};
+use pelton_nexus_proto::messages::{
+    FeedMessage, FetchRangeRequest, GetManifestRequest, Heartbeat, Hello, Offer, OperateRequest, Role,
+};
 use pelton_nexus_proto::{Limit, Limits};
 use pelton_region_format::{Fingerprint, Key, KeyPattern};
-use pelton_worker::{Cache, GenerationState, LoadPlan, Operation, ParcelBuilder, Selection, Want};
+use pelton_worker::{Cache, GenerationState, LoadPlan, Operation, ParcelBuilder, Selection, SnapState, Want};
 use support::certificates::Authority;
 use support::log::Log;
 use tempfile::TempDir;
@@ -372,14 +375,8 @@ async fn connections_beyond_a_limit_hear_its_name_and_find_room_again() {
         let second = node.channel(ClientSecurity::Plain).await;
         let refused = node.dial(ClientSecurity::Plain).channel().await;
         match refused {
-            Err(DialError::Grpc { source, .. }) => {
-                let status = source.downcast::<tonic::Status>().expect("a call was refused");
-                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-                let causes = format!("{status:?}");
-                assert!(
-                    causes.contains(&format!("{name}: 3 is more than the 2 that are allowed")),
-                    "{causes}"
-                );
+            Err(DialError::Refused { why, .. }) => {
+                assert_eq!(why, format!("{name}: 3 is more than the 2 that are allowed"));
             }
             other => panic!("{other:?}"),
         }
@@ -464,6 +461,99 @@ async fn a_node_counts_the_streams_of_all_its_services_in_one_place() {
     // There is room, and the content id is wrong.
     assert_eq!(peer.fetch_range(range).await.unwrap_err().code(), Code::Aborted);
     assert_eq!(handle.drain(None).await, ended.await.unwrap());
+}
+
+/// Goal: what a drain cuts off ends at the node, too. Method: a push that does not hear, and goes on with signs of life.
+#[tokio::test]
+async fn a_push_that_ignores_the_cut_of_a_drain_ends_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::builder().spindle(folder.path().join("spindle"), None).open().unwrap();
+    let door = Door::open("127.0.0.1:0".parse().unwrap(), ServerSecurity::Plain, LaneLimits::default());
+    let door = door.await.unwrap();
+    let dial = Dial::new(&door.address().to_string(), ClientSecurity::Plain).unwrap();
+    let mut options = FeedOptions::default();
+    options.timing.silence_max = Duration::from_secs(600);
+    let limits = options.limits.clone();
+    let feed = FeedService::into_cache(cache.clone()).options(options);
+    let node = Node::new(cache.clone(), door).service(feed.into_server());
+    let handle = node.handle();
+    let ended = tokio::spawn(async { node.serve().await.unwrap() });
+
+    let (says, said) = tokio::sync::mpsc::unbounded_channel::<FeedMessage>();
+    let offer = Offer { key: LARGE.to_owned(), fingerprint: vec![7; 32] };
+    let hello =
+        Hello { versions: vec![1], role: Role::Sender.into(), offer: Some(offer), ..Hello::default() };
+    says.send(message(hello)).unwrap();
+    let said = tokio_stream::wrappers::UnboundedReceiverStream::new(said);
+    let answers = FeedClient::new(dial.channel().await.unwrap()).open(said).await.unwrap().into_inner();
+    let key: Key = LARGE.parse().unwrap();
+    while cache.snap(&key).status().state != SnapState::Loading {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(limits.streams(), 1);
+    let drained = handle.drain(Some(Duration::ZERO)).await;
+    assert_eq!((drained.calls_cut, ended.await.unwrap()), (1, drained));
+    let quiet = tokio::time::timeout(Duration::from_secs(20), async {
+        while limits.streams() > 0 || cache.snap(&key).status().state == SnapState::Loading {
+            let _ = says.send(message(Heartbeat {}));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    quiet.await.expect("nobody uses the cache any more");
+    drop(answers);
+}
+
+/// Goal: a node that is gone without a word ends the calls that wait for it. Method: a call that has no answer for a long
+/// time, through a wire that passes nothing any more.
+#[tokio::test]
+async fn a_call_ends_when_the_node_is_gone_without_a_word() {
+    let node = run(ServerSecurity::Plain).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dial = Dial::new(&listener.local_addr().unwrap().to_string(), ClientSecurity::Plain).unwrap();
+    let (cut, is_cut) = tokio::sync::watch::channel(false);
+    let address = node.address;
+    tokio::spawn(async move {
+        let (mut caller, _) = listener.accept().await.unwrap();
+        let mut to = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut is_cut = is_cut;
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut caller, &mut to) => {}
+            _ = is_cut.wait_for(|cut| *cut) => {}
+        }
+        // Both connections stand.
+        std::future::pending::<()>().await;
+    });
+    let channel = dial.alive_every(Duration::from_millis(100)).channel().await.unwrap();
+    let mut watching = HealthClient::new(channel);
+    let mut answers = watching.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    while answers.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    cut.send(true).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), answers.message()).await;
+    assert!(ended.expect("it ends").is_err());
+}
+
+/// A source that serves without a node tells whether it does, as a node does; and it ends though somebody watches.
+#[tokio::test]
+async fn a_source_alone_serves_health_and_ends_while_it_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::builder().spindle(folder.path().join("spindle"), None).open().unwrap();
+    let door = Door::open("127.0.0.1:0".parse().unwrap(), ServerSecurity::Plain, LaneLimits::default());
+    let door = door.await.unwrap();
+    let dial = Dial::new(&door.address().to_string(), ClientSecurity::Plain).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = FeedService::into_cache(cache).serve_behind(door, async { _ = stopped.await });
+    let serving = tokio::spawn(serving);
+    let mut health = HealthClient::new(dial.channel().await.unwrap());
+    for service in ["", "pelton.nexus.v1.Feed"] {
+        let asked = health.check(HealthCheckRequest { service: service.to_owned() }).await.unwrap();
+        assert_eq!(asked.into_inner().status(), ServingStatus::Serving, "{service:?}");
+    }
+    let mut answers = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    stop.send(()).unwrap();
+    while let Ok(Some(_)) = answers.message().await {}
+    drop((answers, health));
+    tokio::time::timeout(Duration::from_secs(20), serving).await.expect("it ends").unwrap().unwrap();
 }
 
 #[tokio::test]

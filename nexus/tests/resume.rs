@@ -59,7 +59,12 @@ fn a_load_goes_on_behind_the_last_parcel_that_is_in_the_slice() {
         let asked = source.asked.lock().unwrap();
         let [first, second] = &asked[..] else { panic!("lane={lane}, cut at {at}: {asked:?}") };
         assert_eq!(first.resume, None);
-        let resume = second.resume.as_ref().expect("the source can go on");
+        // More than the window has passed only if some of it was in the slice. Before, a slow machine may have nothing yet.
+        let is_late = at > options().window_bytes;
+        let Some(resume) = second.resume.as_ref() else {
+            assert!(!is_late && *in_slice.lock().unwrap() == [0, 0], "lane={lane}, cut at {at}");
+            continue;
+        };
         assert_eq!(resume.token, b"v1");
         assert_eq!(*in_slice.lock().unwrap(), [0, resume.parcels]);
         // A blob with its length.

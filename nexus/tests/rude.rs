@@ -6,14 +6,18 @@ mod support;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pelton_nexus::feed::*;
 use pelton_nexus_proto::Parcel as Packed;
 use pelton_nexus_proto::feed::message;
+use pelton_nexus_proto::messages::feed_client::FeedClient;
 use pelton_nexus_proto::messages::feed_message::Kind;
 use pelton_nexus_proto::messages::feed_server::{Feed, FeedServer};
-use pelton_nexus_proto::messages::{Accept, BlobFrame, Complete, FeedMessage, Parcel, Welcome};
+use pelton_nexus_proto::messages::{
+    Accept, BlobFrame, Complete, Credit, FeedMessage, Heartbeat, Hello, Parcel, Role, Welcome,
+};
 use support::*;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -162,4 +166,36 @@ fn a_source_that_breaks_a_rule_fails_the_load_and_the_rule_is_named() {
         assert!(text.contains(expected), "{text:?} lacks {expected:?}");
         pulling.settles();
     }
+}
+
+/// Goal: who gives credit and reads nothing holds no place for ever, however it lives. Method: credit without end,
+/// heartbeats, and no look at what comes.
+#[test]
+fn a_puller_that_takes_nothing_is_given_up_though_it_gives_credit_and_signs_of_life() {
+    let runtime = runtime();
+    let mut options = options();
+    options.timing.stall_max = Duration::from_millis(500);
+    options.timing.silence_max = Duration::from_secs(600);
+    let limits = options.limits.clone();
+    let blobs = vec![vec![7; 1 << 20]; 64];
+    let served = Served::new(&runtime, FeedService::of_source(Told::sends(&blobs)).options(options));
+    let dial = served.dial();
+    let (says, said) = tokio::sync::mpsc::unbounded_channel();
+    let hello = Hello { versions: vec![1], role: Role::Receiver.into(), ..Hello::default() };
+    let request =
+        SliceRequest { key: key(0).to_string(), fingerprint: vec![7; 32], ..SliceRequest::default() };
+    let credit = Credit { bytes: 1 << 40, parcels: 0 };
+    [message(hello), message(request), message(credit)].into_iter().for_each(|one| says.send(one).unwrap());
+    let heard = runtime.block_on(async move {
+        let mut client = FeedClient::new(dial.channel().await.unwrap());
+        client.open(Said(said)).await.unwrap().into_inner()
+    });
+    settles(|| {
+        let _ = says.send(message(Heartbeat {}));
+        match limits.streams() {
+            0 => Ok(()),
+            streams => Err(format!("{streams} streams")),
+        }
+    });
+    drop(heard);
 }

@@ -218,15 +218,22 @@ fn what_is_wrong_with_a_file_is_told_without_what_stands_in_it() {
         (crt, key, Some(empty.as_path()), "empty: has no certificate in PEM"),
         (crt, key, Some(missing.as_path()), "missing: can't be read: No such file"),
     ] {
-        let error = ServerTls::from_files(certificate, key, ca).expect_err(says).to_string();
+        let error = told(&ServerTls::from_files(certificate, key, ca).expect_err(says));
         assert!(error.contains(says), "{error:?} lacks {says:?}");
         assert!(!error.contains(secret), "{error}");
+        assert_eq!(error.matches("No such file").count(), usize::from(says.contains("No such")), "{error}");
         let client = ca.unwrap_or(crt);
-        let error = ClientTls::from_files(Some((certificate, key)), client).expect_err(says).to_string();
+        let error = told(&ClientTls::from_files(Some((certificate, key)), client).expect_err(says));
         assert!(error.contains(says), "{error:?} lacks {says:?}");
     }
     let tls = ServerTls::from_files(crt, key, None).unwrap();
     assert!(!format!("{tls:?}").contains(secret));
+}
+
+/// An error with its causes.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Goal: certificates are renewed without a restart, and a bad renewal harms nobody. Method: the server's files are

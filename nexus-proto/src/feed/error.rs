@@ -10,6 +10,7 @@ use crate::limits::{LimitExceeded, Limits};
 use crate::messages::feed_message::Kind;
 use crate::messages::{Abort, FeedMessage, Reason};
 use crate::parcel::ParcelError;
+use crate::text::plain;
 
 /// Why a stream ended before it was whole. [`StreamError::reason`] says it in the wire's words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -260,8 +261,8 @@ impl StreamError {
             by: Side::Peer,
             // A reason of a later version is none we could act on.
             reason: Reason::try_from(abort.reason).unwrap_or(Reason::Internal),
-            limit: cut(abort.limit, limits),
-            text: cut(abort.text, limits),
+            limit: plain(&cut(abort.limit, limits)),
+            text: plain(&cut(abort.text, limits)),
         }
     }
 }

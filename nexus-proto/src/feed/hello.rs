@@ -8,6 +8,7 @@ use crate::limits::{Limit, Limits};
 use crate::messages::feed_message::Kind;
 use crate::messages::{Codec as WireCodec, FeedMessage, Hello, Lane, Offer, Role, Welcome};
 use crate::parcel::Codec;
+use crate::text::plain;
 
 /// The version that `docs/nexus.md` tells.
 pub const VERSION: u32 = 1;
@@ -129,7 +130,7 @@ pub fn answer(
         version,
         codecs: common_codecs(&hello.codecs, profile),
         parcel_bytes_max: smaller(hello.parcel_bytes_max, &profile.limits),
-        peer_software: hello.software,
+        peer_software: plain(&hello.software),
         lane: if hello.lane { lane() } else { None },
     };
     let welcome = Welcome {
@@ -168,7 +169,7 @@ pub(super) fn settle(welcome: Welcome, profile: &Profile) -> Result<Terms, Strea
         version: welcome.version,
         codecs: common_codecs(&welcome.codecs, profile),
         parcel_bytes_max: smaller(welcome.parcel_bytes_max, &profile.limits),
-        peer_software: welcome.software,
+        peer_software: plain(&welcome.software),
         // A lane that was not asked for is not opened.
         lane: welcome.lane.filter(|_| profile.lane),
     })

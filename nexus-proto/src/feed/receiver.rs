@@ -10,7 +10,7 @@ use super::hello::{hello, settle};
 use super::pulse::Pulse;
 use super::request::{check_request, check_same_slice, check_token, start_of};
 use super::{Profile, Side, StreamError, Tally, Terms, Timing, Totals, kind_name, message};
-use crate::limits::{Limit, Limits};
+use crate::limits::{Limit, LimitExceeded, Limits};
 use crate::messages::feed_message::Kind;
 use crate::messages::{
     Accept, BlobFrame, Complete, Credit, Done, FeedMessage, Heartbeat, Offer, Parcel as ParcelMessage,
@@ -370,6 +370,11 @@ impl Receiver {
 
     fn want(&mut self, want: &Want, now: Instant, commands: &mut Commands) -> Result<(), StreamError> {
         self.limits.check(Limit::WantBytes, want.bytes)?;
+        // No parcel that both take costs more.
+        let max = parcel::cost_max(self.limits.parcel_bytes_max);
+        if want.bytes > max {
+            return Err(LimitExceeded { limit: Limit::WantBytes, found: want.bytes, max }.into());
+        }
         self.turn_since = now;
         // What it has asked for may have come already, by a lane.
         if want.sequence >= self.taken.parcels {

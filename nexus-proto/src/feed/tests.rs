@@ -581,11 +581,32 @@ fn each_limit_of_a_stream_holds_at_its_edge() {
         assert_eq!(error.reason(), Reason::ResourceExhausted);
         assert_eq!(exceeded(Some(error)), Some(LimitExceeded { limit, found, max: found - 1 }));
     }
+    // A Want is bounded by the parcels that both take, too.
+    for (bytes, passes) in [(2 * 5000 + 256, true), (2 * 5000 + 257, false)] {
+        let mut receiving = Receiving::with_credit(with_limit(Limit::ParcelBytes, 5000), 1);
+        receiving.hear(Want { bytes, sequence: 0 });
+        let exceeded = exceeded(receiving.error());
+        let expected = LimitExceeded { limit: Limit::WantBytes, found: bytes, max: 2 * 5000 + 256 };
+        assert_eq!(exceeded, (!passes).then_some(expected));
+    }
     // The peer is told which limit.
     let mut receiving = Receiving::with_credit(with_limit(Limit::WantBytes, 1), 1);
     receiving.hear(Want { bytes: 2, sequence: 0 });
     let [Kind::Abort(abort)] = &receiving.sent()[..] else { panic!("{:?}", receiving.commands) };
     assert_eq!((abort.reason(), abort.limit.as_str()), (Reason::ResourceExhausted, "want_bytes_max"));
+}
+
+/// What a peer says stands in logs: it writes no lines of its own there.
+#[test]
+fn a_peers_words_stay_in_their_line() {
+    let mut receiving = Receiving::with_credit(Profile::default(), 1);
+    let line = "x\nINFO pelton::audit: erase".to_owned();
+    receiving.hear(Abort { reason: Reason::Source.into(), text: line.clone(), limit: line.clone() });
+    let text = receiving.error().unwrap().to_string();
+    assert!(text.contains(r"x\nINFO pelton::audit: erase") && !text.contains('\n'), "{text}");
+    let hello = Hello { software: line, ..hello::hello(&Profile::default(), None) };
+    let terms = answer(message(hello), &Profile::default(), || None).unwrap().terms;
+    assert_eq!(terms.peer_software, r"x\nINFO pelton::audit: erase");
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! Takes what is pushed into a cache.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pelton_nexus_proto::feed::{Receiver, StreamError, Tally, Terms, message};
-use pelton_nexus_proto::messages::{Done, Offer, SliceRequest};
+use pelton_nexus_proto::feed::{Receiver, Side, StreamError, Tally, Terms, message};
+use pelton_nexus_proto::messages::feed_message::Kind;
+use pelton_nexus_proto::messages::{Done, FeedMessage, Heartbeat, Offer, Reason, SliceRequest};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{Cache, CancelToken, Counts, Durability, LoadError, LoadPlan};
 
 use super::bulk::LaneWay;
-use super::credit::CreditLine;
 use super::intake::{Outtake, Target, intake};
 use super::options::FeedOptions;
 use super::receive::Receiving;
-use super::wire::Wire;
+use super::wire::{Heard, Wire};
 use super::{LINGER_MAX, ending};
+use crate::here::is_here;
 
 /// Takes pushed slices.
 #[derive(Clone)]
@@ -49,7 +51,7 @@ impl Pushes {
         &self,
         offer: Offer,
         terms: Terms,
-        wire: Wire,
+        mut wire: Wire,
         lane: LaneWay,
         options: &FeedOptions,
         stop: CancelToken,
@@ -57,7 +59,9 @@ impl Pushes {
         let key: Key = offer.key.parse()?;
         let digits: [u8; 32] = offer.fingerprint.as_slice().try_into().expect("an offer was checked");
         let fingerprint = Fingerprint::from_bytes(digits);
-        if self.cache.snap(&key).status().fingerprint == Some(fingerprint) {
+        let mut plan = (self.plan)(&key, fingerprint);
+        plan.deadline = [plan.deadline, options.timing.deadline].into_iter().flatten().min();
+        if self.was_there(&key, &plan, &mut wire, options, &stop).await? {
             wire.outgoing.say(message(Done::default()));
             ending(wire, LINGER_MAX).await;
             return Ok(());
@@ -72,17 +76,54 @@ impl Pushes {
         let machine =
             Receiver::pushed(profile, terms, &offer, request, timing, Instant::now(), &mut commands)?;
         let (intake, outtake) = intake(0);
-        let credit = CreditLine::new(self.cache.buffers(), options.limits.clone(), options.window_bytes);
-        let (pushes, deadline) = (self.clone(), options.timing.deadline);
-        tokio::task::spawn_blocking(move || {
-            let mut plan = (pushes.plan)(&key, fingerprint);
-            plan.deadline = [plan.deadline, deadline].into_iter().flatten().min();
-            pushes.load(&key, plan, outtake);
-        });
+        let credit = options.credit_line(self.cache.buffers());
+        let pushes = self.clone();
+        tokio::task::spawn_blocking(move || pushes.load(&key, plan, outtake));
         let limits = options.limits.limits().clone();
         let stop = [stop, CancelToken::new()];
         let receiving = Receiving { machine, commands, wire, lane, intake, credit, limits, stop };
         receiving.run().await.1.map(|_| ())
+    }
+
+    /// Whether the slice is there as a push would leave it. A commit that is under way is waited for, with signs of life.
+    async fn was_there(
+        &self,
+        key: &Key,
+        plan: &LoadPlan,
+        wire: &mut Wire,
+        options: &FeedOptions,
+        stop: &CancelToken,
+    ) -> Result<bool, StreamError> {
+        let (limits, timing) = (options.limits.limits(), &options.timing);
+        let mut looking = pin!(is_here(&self.cache, key, plan.fingerprint, plan.durability));
+        let mut beats = tokio::time::interval(timing.heartbeat_every);
+        let give_up = tokio::time::Instant::now() + timing.stall_max;
+        let refuse = |reason, text: &str| {
+            let (by, limit) = (Side::Here, String::new());
+            Err(StreamError::Aborted { by, reason, limit, text: format!("{key}: {text}") })
+        };
+        let ended: Result<bool, StreamError> = loop {
+            tokio::select! {
+                is_here = &mut looking => break Ok(is_here),
+                _ = beats.tick() => wire.outgoing.say(message(Heartbeat {})),
+                heard = wire.hear(limits) => match heard {
+                    Heard::Message(FeedMessage { kind: None | Some(Kind::Heartbeat(_)) }) => {}
+                    Heard::Message(other) => break Err(StreamError::of_message(other, limits)),
+                    Heard::Refused(error) => break Err(error),
+                    Heard::Lost => break Err(StreamError::Lost),
+                },
+                () = stop.cancelled() => break refuse(Reason::Cancelled, "the node stops"),
+                () = tokio::time::sleep_until(give_up) => {
+                    break refuse(Reason::Unavailable, "it is on its way to a disk that does not answer");
+                }
+            }
+        };
+        if let Err(error) = &ended
+            && let Some(abort) = error.to_abort(limits)
+        {
+            wire.outgoing.say(message(abort));
+        }
+        ended
     }
 
     /// One load, from its opening to its end. If the stream breaks off, or anything fails, nothing of it is left.

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use pelton_nexus_proto::feed::Terms;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::dial::Dial;
 use crate::lanes::{LanePlace, OfferedLane};
 use crate::stream::Stream;
+use crate::told::told;
 
 /// How a stream may come by a lane.
 pub(crate) enum LaneWay {
@@ -58,7 +60,7 @@ impl LaneWay {
             match dial.lane(&lane).await {
                 Ok(stream) => Some(OpenLane { stream, _place: None }),
                 Err(error) => {
-                    tracing::debug!(%error, "a feed does without its lane");
+                    tracing::debug!(error = told(&error), "a feed does without its lane");
                     None
                 }
             }
@@ -92,17 +94,20 @@ impl OpenLane {
         read
     }
 
-    /// Sends each message as a frame. Messages are refused when the connection is gone.
-    pub(crate) fn write(self, limits: Limits) -> mpsc::Sender<FeedMessage> {
+    /// Sends each message as a frame. Messages are refused when the connection is gone, or takes longer than this for
+    /// a frame: whoever reads no lane keeps no task and no place.
+    pub(crate) fn write(self, limits: Limits, full_wait_max: Duration) -> mpsc::Sender<FeedMessage> {
         let (messages, mut write) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut lane = self;
             while let Some(message) = write.recv().await {
-                if let Err(error) = write_frame(&mut lane.stream, message, &limits).await {
+                let writing = write_frame(&mut lane.stream, message, &limits);
+                let written = tokio::time::timeout(full_wait_max, writing).await;
+                if let Err(error) = written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                     return tracing::debug!(%error, "a lane is given up");
                 }
             }
-            let _ = lane.stream.shutdown().await;
+            let _ = tokio::time::timeout(full_wait_max, lane.stream.shutdown()).await;
         });
         messages
     }
@@ -147,4 +152,29 @@ async fn write_frame(stream: &mut Stream, message: FeedMessage, limits: &Limits)
 
 fn refused(error: LaneError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use pelton_nexus_proto::feed::message;
+    use pelton_nexus_proto::messages::Parcel;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lane_that_nobody_reads_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let reader = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = Stream::Plain(listener.accept().await.unwrap().0);
+        let lane = OpenLane { stream, _place: None };
+        let messages = lane.write(Limits::default(), Duration::from_millis(100));
+        let bytes = vec![1; 1 << 20];
+        let parcel =
+            Parcel { blob_count: 1, inflated_bytes: 1 << 20, bytes: bytes.into(), ..Parcel::default() };
+        // Until the buffers of both ends are full.
+        while messages.send(message(parcel.clone())).await.is_ok() {}
+        messages.closed().await;
+        drop(reader);
+    }
 }

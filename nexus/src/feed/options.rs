@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use pelton_nexus_proto::feed::{Profile, Timing};
 use pelton_nexus_proto::{Limits, PackerOptions};
+use pelton_worker::Buffers;
 
+use super::credit::CreditLine;
 use crate::limits::NodeLimits;
 
 /// What may be set for a feed, at either end.
@@ -40,6 +42,11 @@ impl FeedOptions {
             window_bytes: 8 << 20,
             limits,
         }
+    }
+
+    /// Where a stream into this memory has its credit from.
+    pub(super) fn credit_line(&self, buffers: Buffers) -> CreditLine {
+        CreditLine::new(buffers, self.limits.clone(), self.window_bytes, self.timing.stall_max)
     }
 }
 

@@ -11,6 +11,7 @@ use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{CancelToken, Counts, LoadError, SliceWriter};
 use tokio::runtime::Handle;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use super::bulk::LaneWay;
 use super::credit::CreditLine;
@@ -19,7 +20,9 @@ use super::intake::{Intake, Target, intake};
 use super::options::{FeedOptions, Retries};
 use super::receive::Receiving;
 use super::wire::{Heard, Leaving, Wire, heard, outgoing};
+use crate::channels::{Channels, SharedChannel};
 use crate::dial::{Dial, DialError};
+use crate::told::told;
 
 /// One source of a slice: where it is, and what of the slice it has.
 #[derive(Clone, Default)]
@@ -66,6 +69,7 @@ pub struct Puller {
     options: FeedOptions,
     retries: Retries,
     on_parcel: Option<Arc<OnParcel>>,
+    channels: Channels,
 }
 
 /// Told blobs and bytes of each parcel that is in the slice.
@@ -102,7 +106,7 @@ impl Puller {
     /// Serves its sockets on this runtime, which must run on threads of its own.
     pub fn new(runtime: Handle) -> Puller {
         let (options, retries) = (FeedOptions::default(), Retries::default());
-        Puller { runtime, options, retries, on_parcel: None }
+        Puller { runtime, options, retries, on_parcel: None, channels: Channels::default() }
     }
 
     /// Sets the options.
@@ -231,9 +235,11 @@ impl Puller {
                 }
                 Tried::Broken(mut machine, error) => {
                     let further = machine.resume(parcels);
-                    // What is in the slice can't be taken out again.
-                    let again = further.is_some() || (parcels == had && helps(&error));
-                    resume = further.or(resume);
+                    // What is in the slice can't be taken out again, so who can't go on with it is of no use.
+                    let is_stuck = parcels > 0 && error.reason() == Reason::NotReplayable;
+                    let again = further.is_some() || (parcels == had && helps(&error) && !is_stuck);
+                    // With nothing in the slice it begins anew: a token would bind it to one source for nothing.
+                    resume = further.or(resume).filter(|resume| resume.parcels > 0);
                     (self.broken(pull, dial, tries, error), again)
                 }
             };
@@ -242,9 +248,10 @@ impl Puller {
             if !again || late || retry >= self.retries.count_max {
                 return Err(error);
             }
-            tracing::info!(key = %pull.key, peer = %dial.address(), %error, "a feed is tried again");
+            let (peer, error) = (dial.address(), told(&error));
+            tracing::info!(key = %pull.key, peer, error, "a feed is tried again");
             // Whoever has the rest of a stream goes on with it; what begins anew may begin elsewhere.
-            if resume.as_ref().is_none_or(|resume| resume.parcels == 0) {
+            if resume.is_none() {
                 at += 1;
             }
             self.pause(pull, common, self.retries.pause(retry));
@@ -261,11 +268,11 @@ impl Puller {
         had: u64,
     ) -> Result<(Tried, u64), FeedError> {
         let (intake, mut outtake) = intake(had);
-        let credit =
-            CreditLine::new(pull.target.buffers(), self.options.limits.clone(), self.options.window_bytes);
+        let credit = self.options.credit_line(pull.target.buffers());
         let stop = [pull.cancel.clone(), common.stop.clone()];
         let timing = self.timing(pull);
-        let stream = stream(dial.clone(), self.options.clone(), timing, request, intake, credit, stop);
+        let way = (self.channels.clone(), dial.clone());
+        let stream = stream(way, self.options.clone(), timing, request, intake, credit, stop);
         let stream = self.runtime.spawn(stream);
         let taken = outtake.run(pull.target, |blobs, bytes| {
             if let Some(on_parcel) = &self.on_parcel {
@@ -331,7 +338,7 @@ fn helps(error: &StreamError) -> bool {
 
 /// One stream, on the runtime.
 async fn stream(
-    dial: Dial,
+    (channels, dial): (Channels, Dial),
     options: FeedOptions,
     timing: Timing,
     request: SliceRequest,
@@ -342,7 +349,7 @@ async fn stream(
     let mut commands = Vec::new();
     let limits = options.limits.limits().clone();
     let (way_out, leaving) = outgoing();
-    let connecting = call(&dial, &options, &timing, leaving);
+    let connecting = call(&channels, &dial, &options, &timing, leaving);
     // The first command is Hello. It is said before the call is answered: not everybody answers a call before it has heard
     // something.
     let machine =
@@ -353,8 +360,8 @@ async fn stream(
             way_out.say(message);
         }
     }
-    let incoming = tokio::select! {
-        incoming = connecting => incoming?,
+    let (channel, incoming) = tokio::select! {
+        connected = connecting => connected?,
         () = stopped(&stop) => {
             let (by, reason) = (pelton_nexus_proto::feed::Side::Here, Reason::Cancelled);
             let (limit, text) = (String::new(), "the data is not wanted any more".to_owned());
@@ -363,7 +370,12 @@ async fn stream(
     };
     let wire = Wire { incoming, outgoing: way_out };
     let lane = if options.profile.lane { LaneWay::Dial(dial) } else { LaneWay::None };
-    Ok(Receiving { machine, commands, wire, lane, intake, credit, limits, stop }.run().await)
+    let receiving = Receiving { machine, commands, wire, lane, intake, credit, limits, stop };
+    let (machine, result) = receiving.run().await;
+    if matches!(result, Err(StreamError::Lost | StreamError::Silent(_))) {
+        channel.lose();
+    }
+    Ok((machine, result))
 }
 
 /// Ready when one of them is cancelled.
@@ -376,46 +388,44 @@ pub(super) async fn stopped(stop: &[CancelToken; 2]) {
 
 /// Connects, and calls Feed.Open.
 async fn call(
+    channels: &Channels,
     dial: &Dial,
     options: &FeedOptions,
     timing: &Timing,
     leaving: Leaving,
-) -> Result<Streaming<FeedMessage>, Tried> {
-    open_feed(dial, options, timing, leaving).await.map_err(|failed| match failed {
-        CallFailed::Dial(error) => Tried::Unreached(error),
-        CallFailed::Stream(error) => Tried::Refused(error),
-    })
+) -> Result<(SharedChannel, Streaming<FeedMessage>), Tried> {
+    let channel = channels.to(dial).await.map_err(Tried::Unreached)?;
+    match open_feed(channel.channel(), options, timing, leaving).await {
+        Ok(incoming) => Ok((channel, incoming)),
+        Err(error) => {
+            if matches!(error, StreamError::Lost | StreamError::Silent(_)) {
+                channel.lose();
+            }
+            Err(Tried::Refused(error))
+        }
+    }
 }
 
-/// Why there is no stream.
-pub(super) enum CallFailed {
-    Dial(DialError),
-    Stream(StreamError),
-}
-
-/// Connects, and calls Feed.Open, within the time that a silent peer has.
+/// Calls Feed.Open, within the time that a silent peer has.
 pub(super) async fn open_feed(
-    dial: &Dial,
+    channel: Channel,
     options: &FeedOptions,
     timing: &Timing,
     leaving: Leaving,
-) -> Result<Streaming<FeedMessage>, CallFailed> {
+) -> Result<Streaming<FeedMessage>, StreamError> {
     let limits = options.limits.limits();
-    let channel = dial.channel().await.map_err(CallFailed::Dial)?;
     let size = usize::try_from(limits.message_bytes_max).unwrap_or(usize::MAX);
     let mut client = FeedClient::new(channel).max_decoding_message_size(size);
     let left = timing.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let wait = left.map_or(timing.silence_max, |left| left.min(timing.silence_max));
     match tokio::time::timeout(wait, client.open(leaving)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(CallFailed::Stream(match heard(&status, limits) {
+        Ok(Err(status)) => Err(match heard(&status, limits) {
             Heard::Message(message) => StreamError::of_message(message, limits),
             Heard::Refused(error) => error,
             Heard::Lost => StreamError::Lost,
-        })),
-        Err(_) if left.is_some_and(|left| left <= timing.silence_max) => {
-            Err(CallFailed::Stream(StreamError::Deadline))
-        }
-        Err(_) => Err(CallFailed::Stream(StreamError::Silent(timing.silence_max))),
+        }),
+        Err(_) if left.is_some_and(|left| left <= timing.silence_max) => Err(StreamError::Deadline),
+        Err(_) => Err(StreamError::Silent(timing.silence_max)),
     }
 }

@@ -11,7 +11,7 @@ use pelton_worker::CancelToken;
 use super::bulk::LaneWay;
 use super::error::FeedError;
 use super::options::FeedOptions;
-use super::pull::{CallFailed, open_feed};
+use super::pull::open_feed;
 use super::send::Sending;
 use super::source::Source;
 use super::wire::{Wire, outgoing};
@@ -44,22 +44,25 @@ pub async fn push(
     let (way_out, leaving) = outgoing();
     let mut commands = Vec::new();
     let (profile, timing) = (options.profile.clone(), options.timing.clone());
-    let machine = Sender::push(profile, offer, timing, Instant::now(), &mut commands).map_err(failed)?;
+    let machine =
+        Sender::push(profile, offer, timing.clone(), Instant::now(), &mut commands).map_err(failed)?;
     for command in commands.drain(..) {
         if let SenderCommand::Send(message) = command {
             way_out.say(message);
         }
     }
+    let opening = async {
+        let dialled = dial.channel().await;
+        let channel = dialled.map_err(|source| FeedError::Dial { key: key.clone(), tries: 1, source })?;
+        open_feed(channel, options, &options.timing, leaving).await.map_err(failed)
+    };
     let incoming = tokio::select! {
-        incoming = open_feed(dial, options, &options.timing, leaving) => incoming,
+        incoming = opening => incoming?,
         () = cancel.cancelled() => return Err(FeedError::Stopped { key: key.clone() }),
     };
-    let incoming = incoming.map_err(|error| match error {
-        CallFailed::Dial(source) => FeedError::Dial { key: key.clone(), tries: 1, source },
-        CallFailed::Stream(source) => failed(source),
-    })?;
     let sending = Sending {
         machine,
+        timing,
         commands,
         terms: None,
         wire: Wire { incoming, outgoing: way_out },

@@ -229,15 +229,16 @@ impl Beside {
     }
 }
 
-/// Credit that will never be there.
+/// Credit that is not there, and may never be.
 fn refusal(refused: CreditRefused) -> ReceiverEvent {
-    match refused {
-        CreditRefused::Limit(error) => ReceiverEvent::Fail(StreamError::Limit(error)),
-        CreditRefused::Memory(error) => ReceiverEvent::Abort {
-            reason: Reason::ResourceExhausted,
-            text: format!("{}; send smaller parcels, or configure more buffers", told(&error)),
-        },
-    }
+    let text = match refused {
+        CreditRefused::Limit(error) => return ReceiverEvent::Fail(StreamError::Limit(error)),
+        CreditRefused::Late(_) => format!("{refused}; try again later"),
+        CreditRefused::Memory(_) | CreditRefused::Share { .. } => {
+            format!("{}; send smaller parcels, or configure more buffers", told(&refused))
+        }
+    };
+    ReceiverEvent::Abort { reason: Reason::ResourceExhausted, text }
 }
 
 /// The next frame of the lane; waits for ever without one.

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pelton_nexus_proto::feed::{Sender, SenderCommand, SenderEvent, StreamError, Terms, Totals};
+use pelton_nexus_proto::feed::{Sender, SenderCommand, SenderEvent, StreamError, Terms, Timing, Totals};
 use pelton_nexus_proto::messages::feed_message::Kind;
 use pelton_nexus_proto::messages::{FeedMessage, Reason, SliceRequest};
 use pelton_nexus_proto::{Limits, PackerOptions};
@@ -23,6 +23,8 @@ use crate::told::told;
 /// A sender with all that it needs to run.
 pub(crate) struct Sending {
     pub(crate) machine: Sender,
+    /// The machine's, for what it does not see: whether the connection takes anything.
+    pub(crate) timing: Timing,
     /// What the machine has decided already.
     pub(crate) commands: Vec<SenderCommand>,
     /// What the acceptor of a stream has agreed to.
@@ -52,6 +54,8 @@ struct Beside {
     is_lane: bool,
     /// The connection takes a message.
     permit: Option<mpsc::OwnedPermit<FeedMessage>>,
+    /// Since when it takes none.
+    full_since: Instant,
     is_asked: bool,
     ended: Option<Result<Totals, StreamError>>,
 }
@@ -62,6 +66,7 @@ enum Event {
     Lane(Option<OpenLane>),
     Next(Next),
     Permit(Option<mpsc::OwnedPermit<FeedMessage>>),
+    Full,
     Stopped,
     Wake,
 }
@@ -77,6 +82,7 @@ impl Sending {
             data: self.wire.outgoing.data.clone(),
             is_lane: false,
             permit: None,
+            full_since: Instant::now(),
             is_asked: false,
             ended: None,
         };
@@ -99,12 +105,15 @@ impl Sending {
         let wake = self.machine.next_wake().expect("it has not ended");
         let has_room = self.machine.has_room() && beside.parcels.is_some();
         let wants_permit = beside.permit.is_none() && beside.parcels.is_some();
+        // The machine's clocks run while credit is missing. A peer that gives credit and takes no bytes has this one.
+        let full_until = beside.full_since + self.timing.stall_max;
         tokio::select! {
             heard = self.wire.hear(&self.limits) => Event::Heard(heard),
             opened = ready(&mut beside.opening) => Event::Opened(opened),
             lane = ready(&mut beside.lane_opening) => Event::Lane(lane),
             next = next(&beside.parcels), if has_room => Event::Next(next),
             permit = beside.data.clone().reserve_owned(), if wants_permit => Event::Permit(permit.ok()),
+            () = tokio::time::sleep_until(full_until.into()), if wants_permit => Event::Full,
             () = self.stop.cancelled() => Event::Stopped,
             () = tokio::time::sleep_until(wake.into()) => Event::Wake,
         }
@@ -128,7 +137,7 @@ impl Sending {
             Event::Lane(lane) => {
                 beside.lane_opening = None;
                 if let Some(lane) = lane {
-                    beside.data = lane.write(self.limits.clone());
+                    beside.data = lane.write(self.limits.clone(), self.timing.silence_max);
                     beside.is_lane = true;
                 }
                 self.accept(beside);
@@ -138,6 +147,7 @@ impl Sending {
             Event::Next(Next::Ended(Err(error))) => self.fail(&error),
             Event::Permit(Some(permit)) => beside.permit = Some(permit),
             Event::Permit(None) => self.tell(SenderEvent::Lost),
+            Event::Full => self.tell(SenderEvent::Fail(StreamError::Stalled(self.timing.stall_max))),
             Event::Stopped => {
                 let text = "the sender was told to stop".to_owned();
                 self.tell(SenderEvent::Abort { reason: Reason::Cancelled, text });
@@ -183,6 +193,7 @@ impl Sending {
         limits.parcel_bytes_max = terms.parcel_bytes_max;
         let (outlet, parcels) = outlet(packing, limits, replayable, resume);
         beside.parcels = Some(parcels);
+        beside.full_since = Instant::now();
         tokio::task::spawn_blocking(move || {
             let result = send(&outlet);
             outlet.end(result);
@@ -201,6 +212,7 @@ impl Sending {
             }
             if let Some(permit) = beside.permit.take() {
                 permit.send(message);
+                beside.full_since = Instant::now();
             }
         }
     }

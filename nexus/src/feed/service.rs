@@ -11,6 +11,7 @@ use pelton_nexus_proto::messages::{FeedMessage, Reason};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{Cache, CancelToken, LoadPlan};
 use tokio_stream::{Stream, StreamExt};
+use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::accept::Pushes;
@@ -18,12 +19,13 @@ use super::bulk::LaneWay;
 use super::options::FeedOptions;
 use super::send::Sending;
 use super::source::Source;
-use super::wire::{Heard, Leaving, Wire, outgoing};
+use super::wire::{Heard, Leaving, Wire, answering};
 use super::{LINGER_MAX, ending};
-use crate::dial::STREAM_WINDOW_BYTES;
 use crate::door::{Caller, Door};
 use crate::lanes::Lanes;
+use crate::node::health_of;
 use crate::role::{Role, permit};
+use crate::server::server;
 
 /// Serves Feed: to who pulls from a source, and to who pushes into a cache. Clones are the same.
 #[derive(Clone)]
@@ -62,7 +64,7 @@ impl FeedService {
     }
 
     /// Sets how slices are loaded that are pushed. By default they are durable when the pusher is told that they are
-    /// there.
+    /// there. Asked on a thread of the runtime: `plan` must not wait.
     pub fn push_plan(
         self,
         plan: impl Fn(&Key, Fingerprint) -> LoadPlan + Send + Sync + 'static,
@@ -82,16 +84,18 @@ impl FeedService {
         FeedServer::new(self).max_decoding_message_size(size)
     }
 
-    /// Serves it, and nothing else, behind this door until `until` is ready. A process that serves more adds
+    /// Serves it, and health, behind this door until `until` is ready. A process that serves more adds
     /// [`Self::into_server`] to a router of its own.
     ///
     /// # Errors
     /// What the transport says.
     pub async fn serve_behind(self, door: Door, until: impl Future<Output = ()>) -> std::io::Result<()> {
-        let server = tonic::transport::Server::builder()
-            .initial_connection_window_size(STREAM_WINDOW_BYTES)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .add_service(self.into_server());
+        let (health, serving) = health_of(FeedServer::<FeedService>::NAME);
+        let until = async move {
+            until.await;
+            drop(serving);
+        };
+        let server = server(self.options.limits.limits()).add_service(health).add_service(self.into_server());
         server.serve_with_incoming_shutdown(door.incoming(), until).await.map_err(std::io::Error::other)
     }
 
@@ -131,7 +135,8 @@ impl FeedService {
                 wire.outgoing.say(answered.welcome);
                 let (profile, timing) = (self.options.profile.clone(), self.options.timing.clone());
                 let sending = Sending {
-                    machine: Sender::pulled(profile, terms.clone(), timing, Instant::now()),
+                    machine: Sender::pulled(profile, terms.clone(), timing.clone(), Instant::now()),
+                    timing,
                     commands: Vec::new(),
                     terms: Some(terms),
                     wire,
@@ -192,7 +197,7 @@ impl Feed for FeedService {
         request: Request<Streaming<FeedMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
-        let (way_out, leaving): (_, Leaving) = outgoing();
+        let (way_out, leaving): (_, Leaving) = answering();
         let wire = Wire { incoming: request.into_inner(), outgoing: way_out };
         tokio::spawn(self.clone().serve(caller, wire));
         Ok(Response::new(Box::pin(leaving.map(Ok))))

@@ -67,6 +67,9 @@ impl Offering {
     /// It would push the same blobs again, in the same order, from one thread. Then a broken stream goes on where it
     /// broke: blobs that have arrived are pushed again and not sent. `token` stands for this version of the data; who
     /// comes back with another one is sent away.
+    ///
+    /// Its parcels go when they are full, however long that takes: one that fills none (1 MiB, unless set otherwise) within
+    /// the other end's [`Timing::stall_max`](super::Timing::stall_max) is given up, also while it makes again what has arrived.
     pub fn replayable(self, token: impl Into<Vec<u8>>) -> Offering {
         Offering { replayable: true, resume_token: token.into(), ..self }
     }

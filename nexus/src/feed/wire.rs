@@ -26,6 +26,8 @@ pub(crate) struct Outgoing {
     pub(crate) control: mpsc::UnboundedSender<FeedMessage>,
     /// One at a time, when the connection takes one.
     pub(crate) data: mpsc::Sender<FeedMessage>,
+    /// Whether these are the answers to a call.
+    is_answer: bool,
 }
 
 /// What leaves, control before data. Nothing comes after an Abort.
@@ -35,17 +37,38 @@ pub(crate) struct Leaving {
     is_over: bool,
 }
 
-/// Both ends of the way out.
+/// Both ends of the way out of a call.
 pub(crate) fn outgoing() -> (Outgoing, Leaving) {
+    way_out(false)
+}
+
+/// Both ends of the way out of its answer.
+pub(crate) fn answering() -> (Outgoing, Leaving) {
+    way_out(true)
+}
+
+fn way_out(is_answer: bool) -> (Outgoing, Leaving) {
     let (control, leaving_control) = mpsc::unbounded_channel();
     let (data, leaving_data) = mpsc::channel(DATA_QUEUED_MAX);
-    (Outgoing { control, data }, Leaving { control: leaving_control, data: leaving_data, is_over: false })
+    (
+        Outgoing { control, data, is_answer },
+        Leaving { control: leaving_control, data: leaving_data, is_over: false },
+    )
 }
 
 impl Outgoing {
     /// Sends it before any data that waits. If the connection is gone, the other direction says so.
     pub(crate) fn say(&self, message: FeedMessage) {
         let _ = self.control.send(message);
+    }
+
+    /// Ready when nobody takes answers any more: the call was cut off, or has gone. What a call itself says may end
+    /// before its answer does.
+    async fn gone(&self) {
+        match self.is_answer {
+            true => self.control.closed().await,
+            false => std::future::pending().await,
+        }
     }
 }
 
@@ -79,7 +102,13 @@ pub(crate) enum Heard {
 impl Wire {
     /// The next message.
     pub(crate) async fn hear(&mut self, limits: &Limits) -> Heard {
-        match self.incoming.next().await {
+        let next = tokio::select! {
+            // First what the peer has said, which may be why it has gone.
+            biased;
+            next = self.incoming.next() => next,
+            () = self.outgoing.gone() => None,
+        };
+        match next {
             Some(Ok(message)) => Heard::Message(message),
             Some(Err(status)) => heard(&status, limits),
             None => Heard::Lost,

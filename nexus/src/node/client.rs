@@ -7,6 +7,7 @@ use pelton_nexus_proto::messages::operate_message::Kind;
 use pelton_nexus_proto::messages::{
     DrainRequest, LeaseInfo, ListLeasesRequest, OperateMessage, OperateRequest,
 };
+use pelton_nexus_proto::plain;
 use pelton_region_format::KeyPattern;
 use pelton_worker::{Operation, Selection};
 use tonic::codec::Streaming;
@@ -161,7 +162,7 @@ impl NodeClient {
     }
 
     fn error(&self, status: Status, begun: bool) -> AskError {
-        let (address, why) = (self.address.clone(), status.message().to_owned());
+        let (address, why) = (self.address.clone(), plain(status.message()));
         match status.code() {
             _ if begun => AskError::Broken { address, why },
             Code::PermissionDenied => AskError::Forbidden { address, why },

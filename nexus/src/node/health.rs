@@ -2,18 +2,39 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pelton_nexus_proto::messages::health::health_check_response::ServingStatus;
-use pelton_nexus_proto::messages::health::health_server::Health;
+use pelton_nexus_proto::messages::health::health_server::{Health, HealthServer};
 use pelton_nexus_proto::messages::health::{HealthCheckRequest, HealthCheckResponse};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::state::State;
+use super::state::{Drained, State};
+
+/// Health of a process that serves one thing. It serves until what comes with it is dropped; then who watches is told no
+/// more.
+pub(crate) fn health_of(service: &'static str) -> (HealthServer<Checkers>, Serving) {
+    let state = Arc::new(State::new(Duration::ZERO));
+    state.set_ready();
+    let health = HealthServer::new(Checkers::new(Arc::clone(&state), vec![service]));
+    (health, Serving { state })
+}
+
+/// Somebody serves.
+pub(crate) struct Serving {
+    state: Arc<State>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.state.end(Drained { calls_cut: 0, leases_left: 0 });
+    }
+}
 
 /// Answers for the node as a whole (the empty name) and for each service. They begin and end together.
-pub(super) struct Checkers {
+pub(crate) struct Checkers {
     state: Arc<State>,
     services: Vec<&'static str>,
 }

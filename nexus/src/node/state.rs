@@ -116,6 +116,11 @@ impl State {
         drained.expect("it was waited for")
     }
 
+    /// It has ended, so.
+    pub(super) fn end(&self, drained: Drained) {
+        self.now.send_modify(|now| now.drained = Some(drained));
+    }
+
     #[cfg(test)]
     fn has_begun_to_drain(&self) -> bool {
         self.now.borrow().drains_until.is_some()
@@ -154,7 +159,7 @@ pub(super) async fn run_drain(cache: Cache, state: Arc<State>) -> Drained {
     let leases_left = leases.await.unwrap_or(0);
     let calls_cut = state.now.borrow().calls_cut;
     let drained = Drained { calls_cut, leases_left };
-    state.now.send_modify(|now| now.drained = Some(drained));
+    state.end(drained);
     tracing::info!(calls_cut, leases_left, "the node is drained");
     drained
 }

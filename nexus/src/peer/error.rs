@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pelton_nexus_proto::plain;
 use pelton_region_format::{FormatError, Key};
 use pelton_worker::{LeaseError, LoadError};
 use tonic::Status;
@@ -181,7 +182,7 @@ impl Subject {
     pub(super) fn refused(&self, status: Status) -> FetchError {
         let Subject { peer, key } = self.clone();
         match status.code() {
-            tonic::Code::NotFound => FetchError::NotFound { peer, key, text: status.message().to_owned() },
+            tonic::Code::NotFound => FetchError::NotFound { peer, key, text: plain(status.message()) },
             _ => FetchError::Refused { peer, key, status },
         }
     }

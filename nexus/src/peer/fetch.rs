@@ -9,20 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::messages::GetManifestRequest;
 use pelton_nexus_proto::messages::peer_client::PeerClient;
+use pelton_nexus_proto::{Limit, Limits};
 use pelton_region_format::{Fingerprint, Key};
-use pelton_worker::{
-    Cache, CancelToken, Durability, LoadError, RegionIntake, SealedRegion, SnapState, WritePath,
-};
+use pelton_worker::{Cache, CancelToken, Durability, LoadError, RegionIntake, SealedRegion, WritePath};
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::error::{FetchError, Subject};
 use super::line::Line;
 use super::manifest::{PEER_VERSION, PeerManifest};
+use crate::channels::{Channels, SharedChannel};
 use crate::dial::Dial;
+use crate::here::is_here;
 
 /// How often somebody who waits looks whether anybody still wants it.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -95,12 +96,13 @@ pub struct Fetched {
 pub struct Holder {
     pub(super) dial: Dial,
     pub(super) options: FetchOptions,
+    channels: Channels,
 }
 
 impl Holder {
     /// The one that listens there.
     pub fn new(dial: Dial, options: FetchOptions) -> Holder {
-        Holder { dial, options }
+        Holder { dial, options, channels: Channels::default() }
     }
 
     /// What it has of a slice.
@@ -134,34 +136,36 @@ impl Holder {
         let mut has_changed = false;
         loop {
             let manifest = session.manifest(fingerprint).await?;
-            if is_here(cache, key, manifest.fingerprint()) {
+            if session.is_here(cache, manifest.fingerprint()).await? {
                 return Ok(Fetched { manifest, was_here: true, bytes: 0 });
             }
             match session.clone().load(cache.clone(), manifest).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(FetchError::Changed { .. }) if !has_changed => has_changed = true,
                 Err(FetchError::Load { source, .. }) if matches!(*source, LoadError::Busy { .. }) => {
-                    while cache.snap(key).status().state == SnapState::Loading {
-                        session.check()?;
-                        tokio::time::sleep(LOOK_EVERY).await;
-                    }
+                    // Told by opening alone: with an older version there, nothing else tells that somebody loads.
+                    session.check()?;
+                    tokio::time::sleep(LOOK_EVERY).await;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// A connection for one slice. To be made on a runtime, which its threads use.
+    /// What one slice's fetch needs, with a connection that others may share. To be made on a runtime, which its threads
+    /// use.
     pub(super) async fn session(&self, key: &Key, cancel: CancelToken) -> Result<Session, FetchError> {
         let subject = Subject { peer: self.dial.address().into(), key: key.clone() };
-        let dialled = self.dial.channel().await;
+        let dialled = self.channels.to(&self.dial).await;
         let channel =
             dialled.map_err(|source| FetchError::Dial { key: key.clone(), source: Box::new(source) })?;
         let message_bytes_max = self.options.limits.message_bytes_max as usize;
+        let client = PeerClient::new(channel.channel()).max_decoding_message_size(message_bytes_max);
         Ok(Session {
             subject,
             dial: self.dial.clone(),
-            client: PeerClient::new(channel).max_decoding_message_size(message_bytes_max),
+            channel,
+            client,
             options: self.options.clone(),
             cancel,
             has_failed: AtomicBool::new(false),
@@ -192,6 +196,8 @@ impl Drop for CancelOnDrop {
 pub(super) struct Session {
     pub(super) subject: Subject,
     pub(super) dial: Dial,
+    /// The client's, shared with other sessions.
+    channel: SharedChannel,
     pub(super) client: PeerClient<Channel>,
     pub(super) options: FetchOptions,
     cancel: CancelToken,
@@ -214,13 +220,26 @@ impl Session {
             key: key.to_string(),
             fingerprint: fingerprint.map(|fingerprint| fingerprint.as_bytes().to_vec()).unwrap_or_default(),
         };
-        let mut client = self.client.clone();
-        let asked = self.wait((0, 0), client.get_manifest(request)).await?;
-        let message = asked.map_err(|status| self.subject.refused(status))?.into_inner();
+        let asked = self.ask((0, 0), || {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move { client.get_manifest(request).await }
+        });
+        let message = asked.await?.map_err(|status| self.subject.refused(status))?.into_inner();
         PeerManifest::of_message(key, fingerprint, message, &self.options.limits).map_err(|text| {
             let Subject { peer, key } = self.subject.clone();
             FetchError::Manifest { peer, key, text }
         })
+    }
+
+    /// Whether the slice is in the cache already, as this fetch would leave it.
+    async fn is_here(&self, cache: &Cache, fingerprint: Fingerprint) -> Result<bool, FetchError> {
+        let mut looking = pin!(is_here(cache, &self.subject.key, fingerprint, self.options.durability));
+        loop {
+            match tokio::time::timeout(LOOK_EVERY, &mut looking).await {
+                Ok(is_here) => return Ok(is_here),
+                Err(_) => self.check()?,
+            }
+        }
     }
 
     /// Takes all of it into the cache, on a thread that may wait.
@@ -326,6 +345,27 @@ impl Session {
         }
     }
 
+    /// Asks the peer, again and again while it has too much to do: as long as it may say nothing.
+    pub(super) async fn ask<T, F>(
+        &self,
+        place: (u32, u64),
+        ask: impl Fn() -> F,
+    ) -> Result<Result<T, Status>, FetchError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let begun = Instant::now();
+        loop {
+            match self.wait(place, ask()).await? {
+                Err(status) if is_busy(&status) && begun.elapsed() < self.options.idle_wait_max => {
+                    self.check()?;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                asked => return Ok(asked),
+            }
+        }
+    }
+
     /// Waits for something that comes from the peer, while somebody wants it and the peer is not silent for too long. The
     /// place is for the error: region and offset.
     pub(super) async fn wait<T>(
@@ -354,6 +394,7 @@ impl Session {
         if since.elapsed() < waited {
             return Ok(());
         }
+        self.channel.lose();
         let Subject { peer, key } = self.subject.clone();
         Err(FetchError::Idle { peer, key, region, offset, waited })
     }
@@ -372,6 +413,13 @@ impl Session {
     }
 }
 
+/// Whether a peer refuses only since it serves as much as it may.
+fn is_busy(status: &Status) -> bool {
+    let limits = [Limit::Streams, Limit::PeerStreams];
+    status.code() == Code::ResourceExhausted
+        && limits.iter().any(|limit| status.message().starts_with(limit.name()))
+}
+
 /// Where the block of an offset ends; outside of the body, what is wanted is not cut.
 pub(super) fn block_end(region: &SealedRegion, offset: u64) -> u64 {
     let header_bytes = pelton_region_format::PAGE_BYTES as u64;
@@ -382,10 +430,4 @@ pub(super) fn block_end(region: &SealedRegion, offset: u64) -> u64 {
         }
         false => u64::MAX,
     }
-}
-
-fn is_here(cache: &Cache, key: &Key, fingerprint: Fingerprint) -> bool {
-    let status = cache.snap(key).status();
-    status.fingerprint == Some(fingerprint)
-        && matches!(status.state, SnapState::Warm | SnapState::Hot | SnapState::NoData)
 }

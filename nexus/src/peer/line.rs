@@ -8,7 +8,7 @@ use std::time::Instant;
 use pelton_nexus_proto::lane::{FrameHeader, LANE_VERSION, LaneError};
 use pelton_nexus_proto::messages::range_message::Kind;
 use pelton_nexus_proto::messages::{FetchRangeRequest, OpenLaneRequest, RangeChunk, RangeEnd, RangeMessage};
-use pelton_nexus_proto::{Limit, lane::TOKEN_BYTES};
+use pelton_nexus_proto::{Limit, lane::TOKEN_BYTES, plain};
 use pelton_region_format::{Fingerprint, crc32c};
 use pelton_worker::{IntakeError, RegionIntake};
 use tokio::io::AsyncReadExt;
@@ -17,6 +17,7 @@ use tonic::{Code, Status, Streaming};
 use super::error::{FetchError, Subject};
 use super::fetch::{LOOK_EVERY, Session};
 use crate::stream::Stream;
+use crate::told::told;
 
 /// One thread's way to a peer.
 pub(super) struct Line<'s> {
@@ -121,9 +122,11 @@ impl<'s> Line<'s> {
             lane_token,
             range_id,
         };
-        let mut client = session.client.clone();
         let place = Place { line: self, index: region.index, offset: range.start };
-        let asking = session.wait((region.index, range.start), client.fetch_range(request));
+        let asking = session.ask((region.index, range.start), || {
+            let (mut client, request) = (session.client.clone(), request.clone());
+            async move { client.fetch_range(request).await }
+        });
         let asked = session.runtime.block_on(asking)?;
         Ok((asked.map_err(|status| place.refused(status))?.into_inner(), range_id))
     }
@@ -155,7 +158,7 @@ impl<'s> Line<'s> {
             }
             Ok(tls) => Connection::Tls(Box::new(tls)),
             Err(error) => {
-                tracing::debug!(%error, "a lane that was offered can't be opened");
+                tracing::debug!(error = told(&error), "a lane that was offered can't be opened");
                 return Ok(None);
             }
         };
@@ -309,7 +312,7 @@ impl Place<'_, '_> {
 
     fn refused(&self, status: Status) -> FetchError {
         let Subject { peer, key } = self.line.session.subject.clone();
-        let text = status.message().to_owned();
+        let text = plain(status.message());
         match status.code() {
             Code::Aborted => FetchError::Changed { peer, key, region: self.index, text },
             Code::Unavailable | Code::Unknown | Code::Cancelled => self.lost(text),

@@ -42,9 +42,16 @@ impl Holder {
         let cancel = CancelToken::new();
         let _cancels = CancelOnDrop(cancel.clone());
         let peer = || self.dial.address().into_boxed_str();
-        let outlet = cache.outlet(key, Want::Latest, self.options.deadline);
-        let outlet =
-            outlet.map_err(|source| FetchError::NothingHere { peer: peer(), source: Box::new(source) })?;
+        let lost = |text: &str| {
+            let (key, text) = (key.clone(), text.to_owned());
+            FetchError::Lost { peer: peer(), key, region: 0, offset: 0, text }
+        };
+        // Just after the start it waits for a disk.
+        let (here, of, deadline) = (cache.clone(), key.clone(), self.options.deadline);
+        let outlet = tokio::task::spawn_blocking(move || here.outlet(&of, Want::Latest, deadline)).await;
+        let outlet = outlet
+            .map_err(|_| lost("a bug in pelton: looking at the slice panicked"))?
+            .map_err(|source| FetchError::NothingHere { peer: peer(), source: Box::new(source) })?;
         let session = self.session(key, cancel).await?;
         let manifest = session.manifest(Some(outlet.fingerprint())).await?;
         if manifest.region_count() != outlet.region_count()
@@ -55,10 +62,8 @@ impl Holder {
         }
         let cache = cache.clone();
         let mend = move || Mend::new(outlet, session.options.deadline).run(&session, &cache, &manifest);
-        tokio::task::spawn_blocking(mend).await.unwrap_or_else(|_| {
-            let text = "a bug in pelton: the repair panicked".to_owned();
-            Err(FetchError::Lost { peer: peer(), key: key.clone(), region: 0, offset: 0, text })
-        })
+        let mended = tokio::task::spawn_blocking(mend).await;
+        mended.unwrap_or_else(|_| Err(lost("a bug in pelton: the repair panicked")))
     }
 }
 

@@ -70,6 +70,11 @@ impl PeerService {
         PeerService { shared: Arc::new(Shared { cache, lanes, options, connected: Arc::default() }) }
     }
 
+    #[cfg(test)]
+    pub(super) fn lanes_connected(&self) -> usize {
+        lock(&self.shared.connected).len()
+    }
+
     /// As a service for tonic's server.
     pub fn into_server(self) -> PeerServer<PeerService> {
         let message_bytes_max = self.shared.options.limits.limits().message_bytes_max as usize;
@@ -118,7 +123,8 @@ impl PeerService {
                 return Ok(jobs.clone());
             }
             if Instant::now() >= give_up {
-                return Err(Status::invalid_argument("lane_token: there is no such lane any more"));
+                // It was idle for too long, say. The range can go by gRPC.
+                return Err(Status::unavailable("lane_token: there is no such lane any more"));
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -131,6 +137,7 @@ const LANE_WAIT_MAX: Duration = Duration::from_secs(1);
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn get_manifest(&self, request: Request<GetManifestRequest>) -> Result<Response<Manifest>, Status> {
+        let _place = self.shared.options.limits.stream(&peer_of(&request))?;
         let GetManifestRequest { versions, key, fingerprint } = request.into_inner();
         if !versions.contains(&PEER_VERSION) {
             let text = format!("versions {versions:?} were offered, {PEER_VERSION} is spoken here");

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pelton_nexus_proto::{Limit, Limits};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::testing::{DiskFault, FaultyDisk, When, open_on};
 use pelton_worker::{
-    Cache, Durability, LeaseError, LoadError, LoadPlan, ParcelBuilder, SnapState, View, Want, WritePath,
+    Cache, Durability, LeaseError, LoadError, LoadPlan, ParcelBuilder, RegionIntake, SnapState, View, Want,
+    WritePath,
 };
 use tokio::runtime::Handle;
 
@@ -20,6 +22,7 @@ use super::*;
 use crate::dial::Dial;
 use crate::door::Door;
 use crate::lanes::LaneLimits;
+use crate::limits::NodeLimits;
 use crate::tls::{ClientSecurity, ClientTls, ServerSecurity, ServerTls};
 
 const MIB: usize = 1 << 20;
@@ -117,10 +120,21 @@ impl Place {
 
 /// Serves a cache; the liar, if there is one, stands before it.
 async fn serve(cache: &Cache, security: ServerSecurity, lie: Option<Lie>) -> (SocketAddr, Option<Liar>) {
+    let (address, _, liar) = serve_with(cache, security, lie, PeerOptions::default()).await;
+    (address, liar)
+}
+
+async fn serve_with(
+    cache: &Cache,
+    security: ServerSecurity,
+    lie: Option<Lie>,
+    options: PeerOptions,
+) -> (SocketAddr, PeerService, Option<Liar>) {
     let address = "127.0.0.1:0".parse().unwrap();
     let door = Door::open(address, security, LaneLimits::default()).await.unwrap();
     let address = door.address();
-    let service = PeerService::new(cache.clone(), Some(door.lanes().clone()), PeerOptions::default());
+    let service = PeerService::new(cache.clone(), Some(door.lanes().clone()), options);
+    let honest = service.clone();
     let mut server = tonic::transport::Server::builder();
     let liar = lie.map(|lie| Liar::new(service.clone(), lie));
     match liar.clone() {
@@ -133,7 +147,7 @@ async fn serve(cache: &Cache, security: ServerSecurity, lie: Option<Lie>) -> (So
             tokio::spawn(server.serve_with_incoming(door.incoming()));
         }
     }
-    (address, liar)
+    (address, honest, liar)
 }
 
 fn holder(address: SocketAddr, lanes: bool) -> Holder {
@@ -285,6 +299,147 @@ async fn two_fetches_of_a_slice_load_it_once() {
     let here = [one.unwrap().was_here, two.unwrap().was_here];
     assert_eq!(here.iter().filter(|was_here| **was_here).count(), 1);
     assert!(from.files() == to.files());
+}
+
+/// Goal: many slices come from one peer at once. Method: as many sessions as the peer allows streams, which is more than
+/// it allows connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_fetches_from_one_peer_share_its_connections() {
+    let from = Place::new();
+    from.load(1, WritePath::Image);
+    let (address, _) = serve(&from.cache, ServerSecurity::Plain, None).await;
+    let holder = holder(address, false);
+    let asking: Vec<_> = (0..64)
+        .map(|_| {
+            let holder = holder.clone();
+            tokio::spawn(async move {
+                let session = holder.session(&key(), pelton_worker::CancelToken::new()).await.unwrap();
+                session.manifest(None).await.unwrap();
+                session
+            })
+        })
+        .collect();
+    let mut sessions = Vec::new();
+    for one in asking {
+        sessions.push(one.await.unwrap());
+    }
+    assert_eq!(sessions.len(), 64, "all at once");
+}
+
+/// Goal: a peer serves so many at once, and a fetch waits for its turn. Method: all places but one are taken, so that not
+/// even the threads of one fetch have one each; then all of them, for too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_beyond_the_limit_of_a_peer_are_refused_by_name_and_waited_for() {
+    for lanes in [false, true] {
+        let (from, to) = (Place::new(), Place::new());
+        from.load(1, WritePath::Image);
+        let mut limits = Limits::default();
+        limits.set(Limit::PeerStreams, 3);
+        let limits = NodeLimits::new(limits);
+        let peer_options = PeerOptions { limits: limits.clone(), ..PeerOptions::default() };
+        let (address, _, _) = serve_with(&from.cache, ServerSecurity::Plain, None, peer_options).await;
+        let others: Vec<_> = (0..2).map(|_| limits.stream("127.0.0.1").unwrap()).collect();
+        let mut holder = holder(address, lanes);
+        holder.fetch(&to.cache, &key(), None).await.unwrap();
+        assert!(from.files() == to.files(), "lanes={lanes}");
+
+        let last = limits.stream("127.0.0.1").unwrap();
+        holder.options.idle_wait_max = Duration::from_millis(300);
+        match holder.manifest(&key(), None).await {
+            Err(FetchError::Refused { status, .. }) => {
+                assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+                let says = "peer_streams_max: 4 is more than the 3 that are allowed";
+                assert_eq!(status.message(), says);
+            }
+            other => panic!("{other:?}"),
+        }
+        drop((others, last));
+        let mut settled = 0;
+        while limits.streams() > 0 && settled < 20_000 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            settled += 1;
+        }
+        assert_eq!(limits.streams(), 0, "all places are given back");
+    }
+}
+
+/// Goal: a fetch that does not use its lane for a while goes on all the same. Method: between two regions it waits until
+/// the holder has closed the lane.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_was_idle_for_too_long_is_done_without() {
+    let (from, to) = (Place::new(), Place::new());
+    from.load(1, WritePath::Image);
+    let peer_options = PeerOptions { idle_wait_max: Duration::from_secs(1), ..PeerOptions::default() };
+    let (address, service, _) = serve_with(&from.cache, ServerSecurity::Plain, None, peer_options).await;
+    let mut holder = holder(address, true);
+    holder.options.streams = 1;
+    let session = holder.session(&key(), pelton_worker::CancelToken::new()).await.unwrap();
+    let manifest = session.manifest(None).await.unwrap();
+    let writer = to.cache.snap(&key()).open_for_writes(manifest.plan()).unwrap();
+    let fetching = move || {
+        let open = |index| writer.region_intake(index);
+        let lanes_seen = AtomicU64::new(0);
+        let take = |session: &fetch::Session, line: &mut line::Line<'_>, intake: &mut RegionIntake| {
+            session.take(line, intake)?;
+            lanes_seen.fetch_max(service.lanes_connected() as u64, Ordering::Relaxed);
+            let give_up = Instant::now() + Duration::from_secs(20);
+            while service.lanes_connected() > 0 && Instant::now() < give_up {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(service.lanes_connected(), 0, "the holder closes it");
+            Ok(())
+        };
+        session.take_all(manifest.fingerprint(), manifest.regions(), &open, &take).unwrap();
+        writer.wait_for_writes().unwrap().close_for_writes().unwrap();
+        assert_eq!(lanes_seen.into_inner(), 1, "there was one");
+    };
+    tokio::task::spawn_blocking(fetching).await.unwrap();
+    to.cache.sync(None).unwrap();
+    assert!(from.files() == to.files());
+}
+
+/// Goal: who waits for somebody else's load asks the peer now and then, and keeps to its deadline. Method: a load is open
+/// on a key that has an older version, which nothing but opening tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_of_what_somebody_loads_waits_without_haste_and_not_beyond_its_deadline() {
+    let (from, to) = (Place::new(), Place::new());
+    from.load(2, WritePath::Image);
+    to.load(1, WritePath::Image);
+    let writer = to.cache.snap(&key()).open_for_writes(LoadPlan::new(fingerprint(3))).unwrap();
+    let (address, liar) = serve(&from.cache, ServerSecurity::Plain, Some(Lie::Nothing)).await;
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    liar.unwrap().after_manifest(move || _ = counted.fetch_add(1, Ordering::Relaxed));
+    let mut holder = holder(address, false);
+    holder.options.deadline = Some(Instant::now() + Duration::from_millis(500));
+    let ended = tokio::time::timeout(Duration::from_secs(20), holder.fetch(&to.cache, &key(), None)).await;
+    assert!(matches!(ended, Ok(Err(FetchError::Late { .. }))), "{ended:?}");
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((1..=6).contains(&asked), "{asked} manifests in half a second");
+    drop(writer);
+    holder.options.deadline = None;
+    assert!(!holder.fetch(&to.cache, &key(), None).await.unwrap().was_here);
+}
+
+/// A slice in memory whose commit has failed goes with the process: who wants it durable fetches it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_here_and_could_not_be_saved_is_fetched() {
+    let from = Place::new();
+    from.load(1, WritePath::Image);
+    let (address, _) = serve(&from.cache, ServerSecurity::Plain, None).await;
+    let folder = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(folder.path(), 7);
+    let builder = Cache::builder().memory(256 << 20).scan_threads(2).free_floor(0).tender(false);
+    let cache = open_on(builder, std::slice::from_ref(&disk)).unwrap();
+    disk.fail(When::Every("rename"), DiskFault::Error(28));
+    let holder = holder(address, true);
+    assert!(holder.fetch(&cache, &key(), None).await.is_err());
+    let status = cache.snap(&key()).status();
+    assert!(status.fingerprint == Some(fingerprint(1)) && !status.durable, "{status:?}");
+    disk.heal();
+    assert!(!holder.fetch(&cache, &key(), None).await.unwrap().was_here);
+    assert!(cache.snap(&key()).status().durable);
+    assert!(holder.fetch(&cache, &key(), None).await.unwrap().was_here);
 }
 
 /// A bit that is wrong on the holder's disk: told with its place, after it was asked for again.

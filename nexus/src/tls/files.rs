@@ -13,6 +13,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use crate::told::told;
+
 /// How often the files are looked at, if anybody connects.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// No chain and no list of CAs that people keep in a file is longer.
@@ -25,7 +27,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 #[non_exhaustive]
 pub enum TlsFileError {
     /// The system refused, or the file is too large for what it should be.
-    #[error("{}: can't be read: {source}", path.display())]
+    #[error("{}: can't be read", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -126,6 +128,11 @@ impl<C: Send + Sync + 'static> Reloaded<C> {
         self.look_every = pause;
     }
 
+    /// Whether both are clones of one.
+    pub(super) fn is_same(&self, other: &Reloaded<C>) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     pub(super) fn has_ca(&self) -> bool {
         self.shared.files.ca.is_some()
     }
@@ -140,6 +147,7 @@ impl<C: Send + Sync + 'static> Reloaded<C> {
                     tracing::info!(files = %self.shared.files, "certificates were read again");
                 }
                 Ok(Some(Err(error))) => {
+                    let error = told(&error);
                     tracing::error!(%error, "new certificates can't be used; the ones from before are kept");
                 }
                 // Nothing has changed, or the runtime ends.

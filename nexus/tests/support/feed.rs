@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pelton_nexus::feed::*;
-use pelton_nexus::{ClientSecurity, Dial, Door, LaneLimits, Limits, NodeLimits, ServerSecurity};
+use pelton_nexus::{ClientSecurity, Dial, Door, LaneLimits, ServerSecurity};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::{Cache, Lease, LoadPlan, LoaderError, View, Want};
 use tempfile::TempDir;
@@ -102,11 +102,7 @@ impl Served {
     ) -> Served {
         runtime.block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
-            let mut door = Door::open(any, security.into(), LaneLimits::default()).await.unwrap();
-            // Each of a test's many pulls has a connection of its own.
-            let mut limits = Limits::default();
-            limits.peer_connections_max = 256;
-            door.limits(&NodeLimits::new(limits));
+            let door = Door::open(any, security.into(), LaneLimits::default()).await.unwrap();
             let address = door.address().to_string();
             let service = service.lanes(door.lanes().clone());
             let (stop, stopped) = oneshot::channel();
