@@ -28,5 +28,5 @@ mod parcel;
 pub use limits::{Limit, LimitExceeded, Limits};
 pub use parcel::{
     Blobs, Codec, LENGTH_BYTES, OpenParcel, PARCEL_COST_BYTES, PackerOptions, Parcel, ParcelError,
-    ParcelPacker,
+    ParcelPacker, Rooms,
 };

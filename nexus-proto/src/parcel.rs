@@ -7,6 +7,7 @@ mod body;
 mod codec;
 mod error;
 mod packer;
+mod rooms;
 
 use bytes::Bytes;
 use pelton_region_format::{BLOB_BYTES_MAX, crc32c};
@@ -15,6 +16,7 @@ pub use body::Blobs;
 pub use codec::Codec;
 pub use error::ParcelError;
 pub use packer::{PackerOptions, ParcelPacker};
+pub use rooms::Rooms;
 
 use crate::limits::{Limit, LimitExceeded, Limits};
 
@@ -51,6 +53,23 @@ impl Parcel {
         Ok(match codec.deflate(&body)? {
             Some(packed) => Parcel { codec, blob_count, inflated_bytes, body: packed.into() },
             None => Parcel { codec: Codec::None, blob_count, inflated_bytes, body: body.into() },
+        })
+    }
+
+    /// The same with a body in a room, which comes back to where it is from.
+    fn deflate_in(
+        codec: Codec,
+        blob_count: u32,
+        body: Vec<u8>,
+        rooms: &Rooms,
+    ) -> Result<Parcel, ParcelError> {
+        let inflated_bytes = body.len() as u64;
+        Ok(match codec.deflate(&body)? {
+            Some(packed) => {
+                rooms.give_back(body);
+                Parcel { codec, blob_count, inflated_bytes, body: packed.into() }
+            }
+            None => Parcel { codec: Codec::None, blob_count, inflated_bytes, body: rooms.filled(body) },
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pelton_nexus_proto::{Limit, LimitExceeded, Limits};
+use pelton_nexus_proto::{Limit, LimitExceeded, Limits, Rooms};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What a node allows at once, over all of its streams. Clones are the same.
@@ -21,6 +21,8 @@ struct Shared {
     /// Held by the one stream that waits for credit: see [`NodeLimits::need`].
     turn: tokio::sync::Mutex<()>,
     streams: Mutex<Streams>,
+    /// Where bodies are packed and received.
+    rooms: Rooms,
 }
 
 #[derive(Debug, Default)]
@@ -43,12 +45,18 @@ impl NodeLimits {
         let in_flight_max = limits.in_flight_bytes_max.min(Semaphore::MAX_PERMITS as u64);
         let in_flight = Arc::new(Semaphore::new(in_flight_max as usize));
         let (turn, streams) = (tokio::sync::Mutex::default(), Mutex::default());
-        NodeLimits { shared: Arc::new(Shared { limits, in_flight, in_flight_max, turn, streams }) }
+        let rooms = Rooms::default();
+        NodeLimits { shared: Arc::new(Shared { limits, in_flight, in_flight_max, turn, streams, rooms }) }
     }
 
     /// All limits.
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
+    }
+
+    /// The rooms of all streams.
+    pub(crate) fn rooms(&self) -> &Rooms {
+        &self.shared.rooms
     }
 
     /// Begins a stream of a peer.

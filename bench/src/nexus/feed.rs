@@ -63,6 +63,7 @@ impl Pair for FeedPair {
     }
 
     fn limit(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+        stopwatch.beside(self.source.id());
         let bytes = self.bytes() / self.streams;
         let address = &self.source.bare;
         stopwatch.time(|| {
@@ -75,6 +76,7 @@ impl Pair for FeedPair {
     }
 
     fn subject(&mut self, stopwatch: &mut Stopwatch) -> Result<u64, Failure> {
+        stopwatch.beside(self.source.id());
         let dial = Dial::new(&self.source.feed, ClientSecurity::Plain)?;
         let caps = Some(Caps { items_max: self.blobs, bytes_max: 0 });
         let from = FeedFrom { caps, ..FeedFrom::new(dial) };

@@ -40,6 +40,13 @@ impl SourceProcess {
     }
 }
 
+impl SourceProcess {
+    /// Its number, to count its processor time.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
 impl Drop for SourceProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();

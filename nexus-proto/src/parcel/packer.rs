@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Codec, LENGTH_BYTES, Parcel, ParcelError, body};
+use super::{Codec, LENGTH_BYTES, Parcel, ParcelError, Rooms, body};
 use crate::limits::{Limit, Limits};
 
 /// How parcels are made.
@@ -43,6 +43,7 @@ pub struct ParcelPacker {
     limits: Limits,
     blob_count: u32,
     body: Vec<u8>,
+    rooms: Rooms,
     /// When the first of the collected blobs came.
     since: Option<Instant>,
 }
@@ -52,7 +53,13 @@ impl ParcelPacker {
     pub fn new(mut options: PackerOptions, limits: Limits) -> ParcelPacker {
         let (min, max) = (PackerOptions::TARGET_BYTES_MIN, PackerOptions::TARGET_BYTES_MAX);
         options.target_bytes = options.target_bytes.clamp(min, max);
-        ParcelPacker { options, limits, blob_count: 0, body: Vec::new(), since: None }
+        let (body, rooms) = (Vec::new(), Rooms::default());
+        ParcelPacker { options, limits, blob_count: 0, body, rooms, since: None }
+    }
+
+    /// Shares rooms with other packers: what one does not need another one may use.
+    pub fn rooms(self, rooms: Rooms) -> ParcelPacker {
+        ParcelPacker { rooms, ..self }
     }
 
     /// Takes a blob. Parcels that are ready by it are put behind `ready`, in order.
@@ -71,7 +78,7 @@ impl ParcelPacker {
             return Ok(());
         }
         if self.blob_count == 0 {
-            self.body.reserve_exact(self.options.target_bytes);
+            self.body = self.rooms.take(self.options.target_bytes);
             self.since = Some(now);
         }
         body::push_blob(&mut self.body, blob)?;
@@ -106,7 +113,8 @@ impl ParcelPacker {
         self.since = None;
         let blob_count = std::mem::take(&mut self.blob_count);
         if blob_count > 0 {
-            ready.push(Parcel::deflate(self.options.codec, blob_count, std::mem::take(&mut self.body))?);
+            let body = std::mem::take(&mut self.body);
+            ready.push(Parcel::deflate_in(self.options.codec, blob_count, body, &self.rooms)?);
         }
         Ok(())
     }

@@ -4,11 +4,10 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 
-use bytes::BytesMut;
 use pelton_nexus_proto::feed::Terms;
 use pelton_nexus_proto::lane::{Frame, FrameHeader, LaneError};
 use pelton_nexus_proto::messages::FeedMessage;
-use pelton_nexus_proto::{Limit, Limits};
+use pelton_nexus_proto::{Limit, Limits, Rooms};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -68,14 +67,14 @@ impl LaneWay {
 
 impl OpenLane {
     /// Hands on each frame as a message. The channel ends with the connection, or at the first frame that is none.
-    pub(crate) fn read(self, limits: Limits) -> mpsc::Receiver<FeedMessage> {
+    pub(crate) fn read(self, limits: Limits, rooms: Rooms) -> mpsc::Receiver<FeedMessage> {
         // One: what was read ahead is memory that no credit stands for yet.
         let (messages, read) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut lane = self;
             loop {
                 let next = tokio::select! {
-                    next = read_frame(&mut lane.stream, &limits) => next,
+                    next = read_frame(&mut lane.stream, &limits, &rooms) => next,
                     () = messages.closed() => return,
                 };
                 match next {
@@ -109,7 +108,11 @@ impl OpenLane {
 }
 
 /// The next frame's message; nothing where the other end has closed the lane between two.
-async fn read_frame(stream: &mut Stream, limits: &Limits) -> io::Result<Option<FeedMessage>> {
+async fn read_frame(
+    stream: &mut Stream,
+    limits: &Limits,
+    rooms: &Rooms,
+) -> io::Result<Option<FeedMessage>> {
     let mut header = [0; FrameHeader::BYTES];
     match stream.read_exact(&mut header).await {
         Ok(_) => {}
@@ -119,13 +122,12 @@ async fn read_frame(stream: &mut Stream, limits: &Limits) -> io::Result<Option<F
     let header = FrameHeader::decode(&header, limits).map_err(refused)?;
     // A feed's frames are no larger than its messages would be, whatever other lanes may carry.
     limits.check(Limit::MessageBytes, header.body_bytes() as u64).map_err(|error| refused(error.into()))?;
-    let head = read_bytes(stream, header.head_bytes()).await?;
-    let body = read_bytes(stream, header.body_bytes()).await?;
-    header.feed_message(&head, body.freeze()).map(Some).map_err(refused)
+    let head = read_bytes(stream, Vec::with_capacity(header.head_bytes()), header.head_bytes()).await?;
+    let body = read_bytes(stream, rooms.take(header.body_bytes()), header.body_bytes()).await?;
+    header.feed_message(&head, rooms.filled(body)).map(Some).map_err(refused)
 }
 
-async fn read_bytes(stream: &mut Stream, len: usize) -> io::Result<BytesMut> {
-    let mut bytes = BytesMut::with_capacity(len);
+async fn read_bytes(stream: &mut Stream, mut bytes: Vec<u8>, len: usize) -> io::Result<Vec<u8>> {
     let mut rest = stream.take(len as u64);
     while bytes.len() < len {
         if rest.read_buf(&mut bytes).await? == 0 {

@@ -1,6 +1,6 @@
 //! Leave to send, and the memory behind it.
 
-use pelton_nexus_proto::LimitExceeded;
+use pelton_nexus_proto::{LimitExceeded, Rooms};
 use pelton_worker::{BufferGrant, Buffers, MemoryRefused};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -36,6 +36,11 @@ impl CreditLine {
         // Several streams side by side, each with several parcels on their way.
         let window = window.min(buffers.share() / 4);
         CreditLine { buffers, limits, window }
+    }
+
+    /// Where what comes is received.
+    pub(crate) fn rooms(&self) -> &Rooms {
+        self.limits.rooms()
     }
 
     /// How much a stream is given ahead.

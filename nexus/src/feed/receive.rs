@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use pelton_nexus_proto::Limits;
+use pelton_nexus_proto::{Limits, Rooms};
 use pelton_nexus_proto::feed::{Receiver, ReceiverCommand, ReceiverEvent, StreamError, Totals};
 use pelton_nexus_proto::messages::{FeedMessage, Reason};
 use pelton_worker::CancelToken;
@@ -117,7 +117,7 @@ impl Receiving {
             Event::Lane(lane) => {
                 beside.lane_opening = None;
                 beside.lane = lane;
-                beside.read_lane(&self.limits);
+                beside.read_lane(&self.limits, self.credit.rooms());
             }
             Event::Needed(Ok(credit)) => {
                 beside.needing = None;
@@ -161,7 +161,7 @@ impl Receiving {
                 ReceiverCommand::Agreed(terms) => beside.lane_opening = self.lane.open(&terms),
                 ReceiverCommand::Accepted(_) => {
                     beside.is_accepted = true;
-                    beside.read_lane(&self.limits);
+                    beside.read_lane(&self.limits, self.credit.rooms());
                 }
                 ReceiverCommand::Want { bytes } => {
                     beside.needing = Some(Box::pin(self.credit.clone().need(bytes)));
@@ -219,11 +219,11 @@ impl Receiving {
 }
 
 impl Beside {
-    fn read_lane(&mut self, limits: &Limits) {
+    fn read_lane(&mut self, limits: &Limits, rooms: &Rooms) {
         if self.is_accepted
             && let Some(lane) = self.lane.take()
         {
-            self.lane_frames = Some(lane.read(limits.clone()));
+            self.lane_frames = Some(lane.read(limits.clone(), rooms.clone()));
         }
     }
 }
