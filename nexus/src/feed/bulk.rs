@@ -8,6 +8,7 @@ use pelton_nexus_proto::feed::Terms;
 use pelton_nexus_proto::lane::{Frame, FrameHeader, LaneError};
 use pelton_nexus_proto::messages::FeedMessage;
 use pelton_nexus_proto::{Limit, Limits, Rooms};
+use pelton_region_format::{BlockChecksum, Crc32c};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -29,6 +30,13 @@ pub(crate) struct OpenLane {
     stream: Stream,
     /// Its place among the peer's lanes, at the end that offered it.
     _place: Option<LanePlace>,
+}
+
+/// What came by a lane.
+pub(crate) struct LaneFrame {
+    pub(crate) message: FeedMessage,
+    /// The checksum of its bytes.
+    pub(crate) found: u32,
 }
 
 /// A lane on its way. Nothing if the stream does without.
@@ -67,7 +75,7 @@ impl LaneWay {
 
 impl OpenLane {
     /// Hands on each frame as a message. The channel ends with the connection, or at the first frame that is none.
-    pub(crate) fn read(self, limits: Limits, rooms: Rooms) -> mpsc::Receiver<FeedMessage> {
+    pub(crate) fn read(self, limits: Limits, rooms: Rooms) -> mpsc::Receiver<LaneFrame> {
         // One: what was read ahead is memory that no credit stands for yet.
         let (messages, read) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -78,8 +86,8 @@ impl OpenLane {
                     () = messages.closed() => return,
                 };
                 match next {
-                    Ok(Some(message)) => {
-                        if messages.send(message).await.is_err() {
+                    Ok(Some(frame)) => {
+                        if messages.send(frame).await.is_err() {
                             return;
                         }
                     }
@@ -108,11 +116,7 @@ impl OpenLane {
 }
 
 /// The next frame's message; nothing where the other end has closed the lane between two.
-async fn read_frame(
-    stream: &mut Stream,
-    limits: &Limits,
-    rooms: &Rooms,
-) -> io::Result<Option<FeedMessage>> {
+async fn read_frame(stream: &mut Stream, limits: &Limits, rooms: &Rooms) -> io::Result<Option<LaneFrame>> {
     let mut header = [0; FrameHeader::BYTES];
     match stream.read_exact(&mut header).await {
         Ok(_) => {}
@@ -122,19 +126,25 @@ async fn read_frame(
     let header = FrameHeader::decode(&header, limits).map_err(refused)?;
     // A feed's frames are no larger than its messages would be, whatever other lanes may carry.
     limits.check(Limit::MessageBytes, header.body_bytes() as u64).map_err(|error| refused(error.into()))?;
-    let head = read_bytes(stream, Vec::with_capacity(header.head_bytes()), header.head_bytes()).await?;
-    let body = read_bytes(stream, rooms.take(header.body_bytes()), header.body_bytes()).await?;
-    header.feed_message(&head, rooms.filled(body)).map(Some).map_err(refused)
+    let mut head = vec![0; header.head_bytes()];
+    stream.read_exact(&mut head).await?;
+    let (body, found) = read_body(stream, rooms.take(header.body_bytes()), header.body_bytes()).await?;
+    let message = header.feed_message(&head, rooms.filled(body)).map_err(refused)?;
+    Ok(Some(LaneFrame { message, found }))
 }
 
-async fn read_bytes(stream: &mut Stream, mut bytes: Vec<u8>, len: usize) -> io::Result<Vec<u8>> {
+/// A body, and its checksum. It is summed as it comes: a moment later it has left the processor's cache.
+async fn read_body(stream: &mut Stream, mut bytes: Vec<u8>, len: usize) -> io::Result<(Vec<u8>, u32)> {
+    let mut sum = Crc32c::default();
     let mut rest = stream.take(len as u64);
     while bytes.len() < len {
+        let before = bytes.len();
         if rest.read_buf(&mut bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        sum.update(&bytes[before..]);
     }
-    Ok(bytes)
+    Ok((bytes, sum.take()))
 }
 
 async fn write_frame(stream: &mut Stream, message: FeedMessage, limits: &Limits) -> io::Result<()> {

@@ -4,13 +4,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use pelton_nexus_proto::{Limits, Rooms};
 use pelton_nexus_proto::feed::{Receiver, ReceiverCommand, ReceiverEvent, StreamError, Totals};
-use pelton_nexus_proto::messages::{FeedMessage, Reason};
+use pelton_nexus_proto::messages::Reason;
+use pelton_nexus_proto::{Limits, Rooms};
 use pelton_worker::CancelToken;
 use tokio::sync::mpsc;
 
-use super::bulk::{LaneOpening, LaneWay, OpenLane};
+use super::bulk::{LaneFrame, LaneOpening, LaneWay, OpenLane};
 use super::credit::{Credit, CreditLine, CreditRefused};
 use super::intake::{Intake, Job, Report, told};
 use super::pull::stopped;
@@ -48,7 +48,7 @@ struct Beside {
     lane_opening: Option<LaneOpening>,
     /// A lane that is not read yet: that begins with Accept.
     lane: Option<OpenLane>,
-    lane_frames: Option<mpsc::Receiver<FeedMessage>>,
+    lane_frames: Option<mpsc::Receiver<LaneFrame>>,
     /// The lane has ended in the middle: until then gRPC may tell why.
     lane_lost_until: Option<Instant>,
     is_accepted: bool,
@@ -57,7 +57,7 @@ struct Beside {
 
 enum Event {
     Heard(Heard),
-    Frame(Option<FeedMessage>),
+    Frame(Option<LaneFrame>),
     Lane(Option<OpenLane>),
     Needed(Result<Credit, CreditRefused>),
     Reported(Option<Report>),
@@ -105,8 +105,9 @@ impl Receiving {
 
     fn on(&mut self, event: Event, beside: &mut Beside) {
         match event {
-            Event::Heard(Heard::Message(message)) | Event::Frame(Some(message)) => {
-                self.tell(ReceiverEvent::Message(message));
+            Event::Heard(Heard::Message(message)) => self.tell(ReceiverEvent::Message(message)),
+            Event::Frame(Some(LaneFrame { message, found })) => {
+                self.tell(ReceiverEvent::Frame { message, found });
             }
             Event::Heard(Heard::Refused(error)) => self.tell(ReceiverEvent::Fail(error)),
             Event::Heard(Heard::Lost) => self.tell(ReceiverEvent::Lost),
@@ -240,7 +241,7 @@ fn refusal(refused: CreditRefused) -> ReceiverEvent {
 }
 
 /// The next frame of the lane; waits for ever without one.
-async fn frame(frames: &mut Option<mpsc::Receiver<FeedMessage>>) -> Option<FeedMessage> {
+async fn frame(frames: &mut Option<mpsc::Receiver<LaneFrame>>) -> Option<LaneFrame> {
     match frames {
         Some(frames) => frames.recv().await,
         None => std::future::pending().await,
