@@ -130,6 +130,7 @@ impl Node {
         let serving = Server::builder()
             .initial_connection_window_size(crate::dial::STREAM_WINDOW_BYTES)
             .initial_stream_window_size(crate::dial::STREAM_WINDOW_BYTES)
+            .max_frame_size(crate::dial::MESSAGE_FRAME_BYTES)
             .http2_keepalive_interval(Some(ALIVE_EVERY))
             .http2_keepalive_timeout(Some(ALIVE_EVERY))
             .layer(gate::GateLayer::new(Arc::clone(&state), &limits))

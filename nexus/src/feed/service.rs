@@ -20,7 +20,7 @@ use super::send::Sending;
 use super::source::Source;
 use super::wire::{Heard, Leaving, Wire, outgoing};
 use super::{LINGER_MAX, ending};
-use crate::dial::STREAM_WINDOW_BYTES;
+use crate::dial::{MESSAGE_FRAME_BYTES, STREAM_WINDOW_BYTES};
 use crate::door::{Caller, Door};
 use crate::lanes::Lanes;
 
@@ -89,6 +89,7 @@ impl FeedService {
         let server = tonic::transport::Server::builder()
             .initial_connection_window_size(STREAM_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .max_frame_size(MESSAGE_FRAME_BYTES)
             .add_service(self.into_server());
         server.serve_with_incoming_shutdown(door.incoming(), until).await.map_err(std::io::Error::other)
     }
