@@ -113,6 +113,7 @@ failure_from!(
     pelton::ParcelError,
     pelton::nexus::DialError,
     pelton::nexus::feed::FeedError,
+    pelton::nexus::peer::FetchError,
 );
 
 /// What all runs of a case came to.
