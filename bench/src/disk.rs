@@ -15,5 +15,7 @@ mod store;
 pub(crate) use blobs::{Blobs, PackedParcel, Texture};
 pub(crate) use cold::{Cold, drop_cache};
 pub(crate) use folder::Folder;
-pub(crate) use raw::{Marks, PLAIN_BYTES, Raw, Shape, open_direct, plain_write, preallocate};
+pub(crate) use raw::{
+    Marks, PLAIN_BYTES, Raw, Shape, open_direct, open_direct_to_write, plain_write, preallocate,
+};
 pub(crate) use store::{Store, sum_blobs, sum_blobs_reported};

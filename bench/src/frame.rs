@@ -14,6 +14,7 @@ mod memory;
 mod pairs;
 mod prime;
 mod report;
+mod resident;
 mod statistics;
 mod stopwatch;
 
@@ -26,6 +27,7 @@ pub(crate) use memory::Memory;
 pub(crate) use pairs::{Answers, Case, Failure, Pair};
 pub(crate) use prime::Primer;
 pub(crate) use report::{Format, Report};
+pub(crate) use resident::watch_memory;
 pub(crate) use stopwatch::Stopwatch;
 
 use report::Row;

@@ -81,7 +81,7 @@ enum Which {
     Scan,
     /// Loading a slice: until scannable, until durable, from LZ4, and its memory
     Load,
-    /// Feeding a slice from another process, by gRPC and by lane
+    /// A slice from another process: fed, and fetched from a peer
     Nexus,
     /// Letting go of a mapped slice and taking it up again
     Flip,

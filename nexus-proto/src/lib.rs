@@ -29,6 +29,6 @@ mod text;
 pub use limits::{Limit, LimitExceeded, LimitRefused, Limits};
 pub use parcel::{
     Blobs, Codec, LENGTH_BYTES, OpenParcel, PARCEL_COST_BYTES, PackerOptions, Parcel, ParcelError,
-    ParcelPacker,
+    ParcelPacker, Rooms,
 };
 pub use text::plain;

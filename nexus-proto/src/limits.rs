@@ -68,7 +68,7 @@ limits! {
     /// One parcel, packed or inflated; so also one blob with its length.
     ParcelBytes parcel_bytes_max = 256 * MIB, 64 * KIB => 3 * GIB;
     /// The parcels that wait for credit in one sender.
-    SenderQueueBytes sender_queue_bytes_max = 8 * MIB, 64 * KIB => 4 * GIB;
+    SenderQueueBytes sender_queue_bytes_max = 2 * MIB, 64 * KIB => 4 * GIB;
     /// The credit that a Want may ask for: one parcel, packed and inflated.
     WantBytes want_bytes_max = 513 * MIB, 64 * KIB => 4 * GIB;
     /// Credit of all streams of a node together.

@@ -7,6 +7,7 @@ mod body;
 mod codec;
 mod error;
 mod packer;
+mod rooms;
 
 use bytes::Bytes;
 use pelton_region_format::{BLOB_BYTES_MAX, crc32c};
@@ -15,6 +16,7 @@ pub use body::Blobs;
 pub use codec::Codec;
 pub use error::ParcelError;
 pub use packer::{PackerOptions, ParcelPacker};
+pub use rooms::Rooms;
 
 use crate::limits::{Limit, LimitExceeded, Limits};
 
@@ -27,18 +29,31 @@ pub const PARCEL_COST_BYTES: u64 = 256;
 /// A batch of blobs: inflated, or deflated by a [`Codec`].
 ///
 /// Whoever packed it may lie: nothing of it is believed before [`Parcel::open`] has checked it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Parcel {
     codec: Codec,
     blob_count: u32,
     inflated_bytes: u64,
     body: Bytes,
+    /// The body's checksum, if whoever made it has summed it.
+    crc32c: Option<u32>,
 }
+
+impl PartialEq for Parcel {
+    /// What it is, not what is known of it.
+    fn eq(&self, other: &Parcel) -> bool {
+        (self.codec, self.blob_count, self.inflated_bytes)
+            == (other.codec, other.blob_count, other.inflated_bytes)
+            && self.body == other.body
+    }
+}
+
+impl Eq for Parcel {}
 
 impl Parcel {
     /// Takes a body that somebody else has packed.
     pub fn packed(codec: Codec, blob_count: u32, inflated_bytes: u64, body: impl Into<Bytes>) -> Parcel {
-        Parcel { codec, blob_count, inflated_bytes, body: body.into() }
+        Parcel { codec, blob_count, inflated_bytes, body: body.into(), crc32c: None }
     }
 
     /// Packs an inflated body, or leaves it as it is if the codec does not make it smaller.
@@ -49,8 +64,29 @@ impl Parcel {
     pub fn deflate(codec: Codec, blob_count: u32, body: Vec<u8>) -> Result<Parcel, ParcelError> {
         let inflated_bytes = body.len() as u64;
         Ok(match codec.deflate(&body)? {
-            Some(packed) => Parcel { codec, blob_count, inflated_bytes, body: packed.into() },
-            None => Parcel { codec: Codec::None, blob_count, inflated_bytes, body: body.into() },
+            Some(packed) => Parcel::packed(codec, blob_count, inflated_bytes, packed),
+            None => Parcel::packed(Codec::None, blob_count, inflated_bytes, body),
+        })
+    }
+
+    /// The same with a body in a room, which comes back to where it is from. `crc32c` is the body's, if it is known.
+    fn deflate_in(
+        codec: Codec,
+        blob_count: u32,
+        body: Vec<u8>,
+        crc32c: Option<u32>,
+        rooms: &Rooms,
+    ) -> Result<Parcel, ParcelError> {
+        let inflated_bytes = body.len() as u64;
+        Ok(match codec.deflate(&body)? {
+            Some(packed) => {
+                rooms.give_back(body);
+                Parcel::packed(codec, blob_count, inflated_bytes, packed)
+            }
+            None => {
+                let parcel = Parcel::packed(Codec::None, blob_count, inflated_bytes, rooms.filled(body));
+                Parcel { crc32c, ..parcel }
+            }
         })
     }
 
@@ -101,7 +137,7 @@ impl Parcel {
 
     /// The CRC-32C of the packed body.
     pub fn crc32c(&self) -> u32 {
-        crc32c(&self.body)
+        self.crc32c.unwrap_or_else(|| crc32c(&self.body))
     }
 
     /// Whether its declared sizes can be true and are allowed. Costs nothing; [`Parcel::open`] does it too.

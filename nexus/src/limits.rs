@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pelton_nexus_proto::{Limit, LimitExceeded, Limits};
+use pelton_nexus_proto::{Limit, LimitExceeded, Limits, Rooms};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::places::Places;
@@ -25,6 +25,8 @@ struct Shared {
     /// Held by the one stream that waits for credit: see [`NodeLimits::need`].
     turn: tokio::sync::Mutex<()>,
     streams: Mutex<Streams>,
+    /// Where bodies are packed and received.
+    rooms: Rooms,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +50,8 @@ impl NodeLimits {
         let in_flight = Arc::new(Semaphore::new(in_flight_max as usize));
         let (turn, streams) = (tokio::sync::Mutex::default(), Mutex::default());
         let connections = Places::new(&limits);
-        let shared = Shared { limits, connections, in_flight, in_flight_max, turn, streams };
+        let rooms = Rooms::default();
+        let shared = Shared { limits, connections, in_flight, in_flight_max, turn, streams, rooms };
         NodeLimits { shared: Arc::new(shared) }
     }
 
@@ -60,6 +63,11 @@ impl NodeLimits {
     /// Where connections are counted.
     pub(crate) fn connections(&self) -> &Places {
         &self.shared.connections
+    }
+
+    /// The rooms of all streams.
+    pub(crate) fn rooms(&self) -> &Rooms {
+        &self.shared.rooms
     }
 
     /// Begins a stream of a peer.

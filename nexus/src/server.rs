@@ -3,7 +3,7 @@
 use pelton_nexus_proto::Limits;
 use tonic::transport::Server;
 
-use crate::dial::{ALIVE_EVERY, STREAM_WINDOW_BYTES};
+use crate::dial::{ALIVE_EVERY, MESSAGE_FRAME_BYTES, STREAM_WINDOW_BYTES};
 
 /// Calls of one connection beyond `peer_streams_max`: they hear the limit's name, and health is answered.
 const CALLS_BEYOND: u32 = 16;
@@ -14,6 +14,7 @@ pub(crate) fn server(limits: &Limits) -> Server {
     Server::builder()
         .initial_connection_window_size(STREAM_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_frame_size(MESSAGE_FRAME_BYTES)
         .max_concurrent_streams(calls)
         .http2_keepalive_interval(Some(ALIVE_EVERY))
         .http2_keepalive_timeout(Some(ALIVE_EVERY))

@@ -28,6 +28,16 @@ pub(crate) enum Texture {
     Records,
 }
 
+impl Texture {
+    /// Fills a blob, and gives what its words add up to.
+    pub(crate) fn fill(self, words: &mut Words, blob: &mut [u8]) -> u64 {
+        match self {
+            Texture::Noise => words.fill(blob),
+            Texture::Records => fill_records(words, blob),
+        }
+    }
+}
+
 /// A packed parcel's parts, kept apart so that a limit may inflate the same body.
 pub(crate) struct PackedParcel {
     pub(crate) blob_count: u32,
@@ -61,10 +71,7 @@ impl Blobs {
         for cell in body.chunks_exact_mut(4 + self.len) {
             let (length, blob) = cell.split_at_mut(4);
             length.copy_from_slice(&(self.len as u32).to_le_bytes());
-            sum = sum.wrapping_add(match self.texture {
-                Texture::Noise => words.fill(blob),
-                Texture::Records => fill_records(&mut words, blob),
-            });
+            sum = sum.wrapping_add(self.texture.fill(&mut words, blob));
         }
         (body, count as u32, sum)
     }

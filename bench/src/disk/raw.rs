@@ -115,6 +115,11 @@ pub(crate) fn open_direct(path: &Path) -> io::Result<File> {
     Ok(direct(path, OFlags::RDONLY)?.into())
 }
 
+/// Opens a file to be written past the page cache.
+pub(crate) fn open_direct_to_write(path: &Path) -> io::Result<File> {
+    Ok(direct(path, OFlags::WRONLY)?.into())
+}
+
 fn direct(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let mode = Mode::RUSR | Mode::WUSR;
     match rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::DIRECT, mode) {

@@ -42,6 +42,14 @@ impl Store {
         Ok(Store { cache, key, folder: folder.to_owned() })
     }
 
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// A plan for the slice.
     pub(crate) fn plan(write_path: WritePath, durability: Durability) -> LoadPlan {
         let mut plan = LoadPlan::new(Fingerprint::from_bytes([1; 32]));
@@ -136,8 +144,13 @@ impl Store {
 
     /// The slice's region files, in order.
     pub(crate) fn files(&self) -> io::Result<Vec<PathBuf>> {
+        Store::files_in(&self.folder)
+    }
+
+    /// Those in the folder of a store.
+    pub(crate) fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        collect(&self.folder, &mut files)?;
+        collect(folder, &mut files)?;
         files.retain(|path| path.extension().is_some_and(|extension| extension == "region"));
         files.sort();
         Ok(files)

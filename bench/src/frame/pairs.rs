@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use super::prime::{Primer, Steadiness};
 use super::statistics::Summary;
@@ -112,6 +113,7 @@ failure_from!(
     pelton::ParcelError,
     pelton::nexus::DialError,
     pelton::nexus::feed::FeedError,
+    pelton::nexus::peer::FetchError,
 );
 
 /// What all runs of a case came to.
@@ -133,6 +135,8 @@ pub(crate) struct SideFigures {
     pub(crate) rate: f64,
     /// In seconds for each byte, all threads together.
     pub(crate) processor_cost: f64,
+    /// The same of the other process, if there is one.
+    pub(crate) elsewhere_cost: f64,
 }
 
 /// Runs limit and subject in turn: once to warm up, then `runs` times.
@@ -218,10 +222,13 @@ fn ratio(limit: Spent, subject: Spent) -> f64 {
 impl SideFigures {
     fn of(samples: &[Spent], bytes: u64) -> SideFigures {
         let bytes = bytes as f64;
+        let cost = |time: fn(&Spent) -> Duration| {
+            Summary::of(samples.iter().map(|spent| time(spent).as_secs_f64() / bytes)).median
+        };
         SideFigures {
             rate: Summary::of(samples.iter().map(|spent| bytes / spent.wall.as_secs_f64())).median,
-            processor_cost: Summary::of(samples.iter().map(|spent| spent.processor.as_secs_f64() / bytes))
-                .median,
+            processor_cost: cost(|spent| spent.processor),
+            elsewhere_cost: cost(|spent| spent.elsewhere),
         }
     }
 }
@@ -229,7 +236,6 @@ impl SideFigures {
 #[cfg(test)]
 mod tests {
     use std::hint::black_box;
-    use std::time::Duration;
 
     use super::*;
     use crate::frame::knobs::{Knobs, Size};
@@ -358,7 +364,8 @@ mod tests {
     }
 
     fn spent(wall: u64, processor: u64) -> Spent {
-        Spent { wall: Duration::from_millis(wall), processor: Duration::from_millis(processor) }
+        let (wall, processor) = (Duration::from_millis(wall), Duration::from_millis(processor));
+        Spent { wall, processor, ..Spent::default() }
     }
 
     #[test]
@@ -387,6 +394,6 @@ mod tests {
         assert_eq!(ratio(spent(10, 10), spent(20, 10)), 0.5);
         let figures =
             SideFigures::of(&[spent(1000, 2000), spent(2000, 4000), spent(500, 1000)], 4_000_000_000);
-        assert_eq!(figures, SideFigures { rate: 4e9, processor_cost: 0.5e-9 });
+        assert_eq!(figures, SideFigures { rate: 4e9, processor_cost: 0.5e-9, elsewhere_cost: 0.0 });
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Report {
     format: Format,
     /// Shown below the table: it would not fit into a row, and one looks at it rarely.
     answers: Vec<(String, Answers)>,
+    /// The same for what a second process has taken.
+    elsewhere: Vec<String>,
     unsteady_rows: u32,
 }
 
@@ -42,7 +44,7 @@ ratio: subject to limit, median of all pairs; spread: the lowest and the highest
 
 impl Report {
     pub(crate) fn new(format: Format) -> Report {
-        Report { format, answers: Vec::new(), unsteady_rows: 0 }
+        Report { format, answers: Vec::new(), elsewhere: Vec::new(), unsteady_rows: 0 }
     }
 
     /// A line for people.
@@ -80,6 +82,12 @@ impl Report {
         }
         if let Ok(outcome) = &row.outcome {
             self.unsteady_rows += u32::from(outcome.unsteady > 0);
+            let (subject, limit) = (outcome.subject.elsewhere_cost, outcome.limit.elsewhere_cost);
+            if subject > 0.0 || limit > 0.0 {
+                let (name, against) = (&row.case.name, row.case.against);
+                let (subject, limit) = (subject * 1e9, limit * 1e9);
+                self.elsewhere.push(format!("{name}: {subject:.2}, {against}: {limit:.2}"));
+            }
             self.answers.push((format!("{} against {}", row.case.name, row.case.against), outcome.answers));
         }
         Ok(())
@@ -115,6 +123,12 @@ impl Report {
             self.say(
                 "verdict with ~: some runs were interrupted, or memory was slow to come, again and again.",
             )?;
+        }
+        if !self.elsewhere.is_empty() {
+            self.say("\ns/GB of the other process, which the table does not count:")?;
+        }
+        for line in &self.elsewhere {
+            self.say(format_args!("  {line}"))?;
         }
         if !self.answers.is_empty() {
             self.say("\nchecksums of the answers, right in every run:")?;
@@ -176,6 +190,8 @@ impl Row {
             limit_value: outcome.limit.rate / 1e9,
             cpu_seconds_per_gb: outcome.subject.processor_cost * 1e9,
             limit_cpu_seconds_per_gb: outcome.limit.processor_cost * 1e9,
+            other_process_seconds_per_gb: outcome.subject.elsewhere_cost * 1e9,
+            limit_other_process_seconds_per_gb: outcome.limit.elsewhere_cost * 1e9,
             answer: format!("{:016x}", outcome.answers.subject),
             limit_answer: format!("{:016x}", outcome.answers.limit),
             unsteady_runs: outcome.unsteady,
@@ -201,9 +217,18 @@ struct JsonLine<'a> {
     limit_value: f64,
     cpu_seconds_per_gb: f64,
     limit_cpu_seconds_per_gb: f64,
+    /// Nothing where there is one process.
+    #[serde(skip_serializing_if = "is_nothing")]
+    other_process_seconds_per_gb: f64,
+    #[serde(skip_serializing_if = "is_nothing")]
+    limit_other_process_seconds_per_gb: f64,
     answer: String,
     limit_answer: String,
     unsteady_runs: u32,
+}
+
+fn is_nothing(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 #[cfg(test)]
@@ -225,8 +250,8 @@ mod tests {
             seed: 7,
             runs: 5,
             outcome: Ok(Outcome {
-                limit: SideFigures { rate: 128e9, processor_cost: 0.01e-9 },
-                subject: SideFigures { rate: 64e9, processor_cost: 0.02e-9 },
+                limit: SideFigures { rate: 128e9, processor_cost: 0.01e-9, elsewhere_cost: 0.0 },
+                subject: SideFigures { rate: 64e9, processor_cost: 0.02e-9, elsewhere_cost: 0.0 },
                 ratio: Summary { median: 0.5, min: 0.25, max: 0.75 },
                 answers: Answers { limit: 1, subject: 2 },
                 unsteady: 0,

@@ -1,5 +1,6 @@
 //! Wall time and processor time of the part of a run that counts.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -8,26 +9,41 @@ use rustix::time::{ClockId, clock_gettime};
 #[derive(Debug, Default)]
 pub(crate) struct Stopwatch {
     pub(super) spent: Option<Spent>,
+    /// A process that does a part of the work.
+    other: Option<u32>,
 }
 
 /// What the timed part of a run took.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Spent {
     pub(crate) wall: Duration,
     /// Of all threads of the process, user and system together.
     pub(crate) processor: Duration,
+    /// The same of the other process, if there is one, in steps of a hundredth of a second.
+    pub(crate) elsewhere: Duration,
 }
 
 impl Stopwatch {
+    /// Counts the processor time of that process, too.
+    pub(crate) fn beside(&mut self, process: u32) {
+        self.other = Some(process);
+    }
+
     /// Does the work and counts its time. Called again, it adds up.
     pub(crate) fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let processor_before = processor_time();
+        let elsewhere = || self.other.map_or(Duration::ZERO, processor_time_of);
+        let (processor_before, elsewhere_before) = (processor_time(), elsewhere());
         let started = Instant::now();
         let result = work();
         let wall = started.elapsed();
         let processor = processor_time().saturating_sub(processor_before);
-        let before = self.spent.unwrap_or(Spent { wall: Duration::ZERO, processor: Duration::ZERO });
-        self.spent = Some(Spent { wall: before.wall + wall, processor: before.processor + processor });
+        let elsewhere = elsewhere().saturating_sub(elsewhere_before);
+        let before = self.spent.unwrap_or_default();
+        self.spent = Some(Spent {
+            wall: before.wall + wall,
+            processor: before.processor + processor,
+            elsewhere: before.elsewhere + elsewhere,
+        });
         result
     }
 
@@ -43,6 +59,16 @@ fn processor_time() -> Duration {
         u64::try_from(time.tv_sec).expect("processor time is not negative"),
         u32::try_from(time.tv_nsec).expect("nanoseconds are below a second"),
     )
+}
+
+/// Nothing of a process that has gone.
+fn processor_time_of(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Behind the program's name, which may have anything in it, 11 fields come before the two.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    // USER_HZ is 100 wherever Linux runs.
+    Duration::from_millis(ticks * 10)
 }
 
 #[cfg(test)]
@@ -63,6 +89,22 @@ mod tests {
         assert_eq!(answer, 42);
         let spent = stopwatch.spent().unwrap();
         assert!(spent.wall >= Duration::from_millis(10), "{spent:?}");
+    }
+
+    #[test]
+    fn the_other_process_counts_by_itself() {
+        let mut stopwatch = Stopwatch::default();
+        stopwatch.beside(std::process::id());
+        stopwatch.time(|| {
+            let started = Instant::now();
+            while processor_time_of(std::process::id()) < Duration::from_millis(30)
+                || started.elapsed() < Duration::from_millis(60)
+            {
+                std::hint::black_box(started.elapsed());
+            }
+        });
+        assert!(stopwatch.spent().unwrap().elsewhere > Duration::ZERO);
+        assert_eq!(processor_time_of(u32::MAX), Duration::ZERO, "there is no such process");
     }
 
     #[test]

@@ -1,113 +1,89 @@
-//! The other process: has blobs in memory, and gives them by Feed or as bare bytes.
+//! The role of a source: has blobs in memory, and gives them by Feed or as bare bytes.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pelton::nexus::feed::{FeedService, Offering, Outlet, SliceRequest, Source, SourceError};
-use pelton::nexus::{Door, LaneLimits, ServerSecurity};
+use pelton::nexus::{Door, LaneLimits, Limits, NodeLimits, ServerSecurity};
 
+use super::bare::send_bare;
+use super::certificates::Certificates;
+use super::other::{OtherProcess, obey};
+use crate::disk::Texture;
 use crate::frame::Failure;
 use crate::words::Words;
 
-/// Says, by its seed, that this process is to be the source.
-const ASKED: &str = "PELTON_BENCH_SOURCE_SEED";
 /// Blobs that differ. Together they fit into no core's cache.
 const BLOBS: usize = 1024;
 pub(super) const BLOB_BYTES: usize = 64 << 10;
 
-/// The other process, as the benchmark has it. Dropping it ends it.
+/// As many connections and lanes of one peer as the benchmark opens: a door's defaults are for peers that are several.
+const PEER_CONNECTIONS_MAX: u64 = 64;
+
+/// What a request's filter says to have its blobs slowly: a pause of [`PAUSE`] behind every eighth of a MiB.
+pub(super) const SLOWLY: &[u8] = b"slowly";
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The process, as the benchmark has it.
 pub(super) struct SourceProcess {
-    child: Child,
+    other: OtherProcess,
     pub(super) bare: String,
+    pub(super) bare_tls: String,
     pub(super) feed: String,
+    pub(super) feed_tls: String,
 }
 
 impl SourceProcess {
-    pub(super) fn start(seed: u64) -> Result<SourceProcess, Failure> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .env(ASKED, seed.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line)?;
-        match line.trim().split_once(' ') {
-            Some((bare, feed)) => Ok(SourceProcess { child, bare: bare.to_owned(), feed: feed.to_owned() }),
-            None => Err(Failure::because(format!("the other process says {line:?}"))),
+    /// Starts it, with certificates in a folder.
+    pub(super) fn start(seed: u64, texture: Texture, certificates: &Path) -> Result<SourceProcess, Failure> {
+        let folder = certificates.to_str().ok_or_else(|| Failure::because("the folder's name is no text"))?;
+        let texture = if texture == Texture::Records { "records" } else { "noise" };
+        let (other, words) = OtherProcess::start(&["source", &seed.to_string(), texture, folder])?;
+        match <[String; 4]>::try_from(words) {
+            Ok([bare, bare_tls, feed, feed_tls]) => {
+                Ok(SourceProcess { other, bare, bare_tls, feed, feed_tls })
+            }
+            Err(words) => Err(Failure::because(format!("the other process says {words:?}"))),
         }
     }
-}
 
-impl Drop for SourceProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Its number, to count its processor time.
+    pub(super) fn id(&self) -> u32 {
+        self.other.id()
     }
 }
 
-/// One blob of a source.
-pub(super) fn blob(seed: u64, number: u64, bytes: &mut [u8]) -> u64 {
-    Words::new(seed.wrapping_add(number % BLOBS as u64)).fill(bytes)
+/// One blob of a source, and what its words add up to.
+pub(super) fn blob(seed: u64, texture: Texture, number: u64, bytes: &mut [u8]) -> u64 {
+    texture.fill(&mut Words::new(seed.wrapping_add(number % BLOBS as u64)), bytes)
 }
 
-/// Is the source if this process was started for that, until its standard input ends.
-pub(crate) fn serve_if_asked() -> Option<ExitCode> {
-    let seed = std::env::var(ASKED).ok()?.parse().ok()?;
-    match serve(seed) {
-        Ok(()) => Some(ExitCode::SUCCESS),
-        Err(error) => {
-            eprintln!("pelton-bench: the source failed: {error}");
-            Some(ExitCode::FAILURE)
-        }
-    }
-}
-
-fn serve(seed: u64) -> io::Result<()> {
+/// Serves until its standard input ends.
+pub(super) fn serve(seed: &str, texture: &str, certificates: &str) -> Result<(), Failure> {
+    let seed = seed.parse().map_err(|_| Failure::because("the seed is no number"))?;
+    let texture = if texture == "records" { Texture::Records } else { Texture::Noise };
+    let certificates = Certificates::of(Path::new(certificates));
     let mut all = vec![0; BLOBS * BLOB_BYTES];
     for (number, bytes) in all.chunks_exact_mut(BLOB_BYTES).enumerate() {
-        blob(seed, number as u64, bytes);
+        blob(seed, texture, number as u64, bytes);
     }
     let all = Arc::new(all);
-    let bare = TcpListener::bind("127.0.0.1:0")?;
-    let bare_address = bare.local_addr()?;
-    let of_bare = all.clone();
-    std::thread::spawn(move || {
-        for caller in bare.incoming().flatten() {
-            let all = of_bare.clone();
-            // A caller that hangs up has what it wanted.
-            std::thread::spawn(move || drop(send_bare(caller, &all)));
-        }
-    });
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    let mut ready =
+        vec![send_bare(all.clone(), None)?, send_bare(all.clone(), Some(certificates.bare_server()?))?];
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    for security in [ServerSecurity::Plain, ServerSecurity::Tls(certificates.server()?)] {
         let any = "127.0.0.1:0".parse().expect("it is an address");
-        let door = Door::open(any, ServerSecurity::Plain, LaneLimits::default()).await?;
-        println!("{bare_address} {}", door.address());
-        io::stdout().flush()?;
-        std::thread::spawn(|| {
-            let _ = io::stdin().read_to_end(&mut Vec::new());
-            std::process::exit(0);
-        });
-        let service = FeedService::of_source(Blobs(all)).lanes(door.lanes().clone());
-        service.serve_behind(door, std::future::pending()).await
-    })
-}
-
-/// As many bytes as the caller says, as fast as it takes them.
-fn send_bare(mut caller: TcpStream, all: &[u8]) -> io::Result<()> {
-    let mut wanted = [0; 8];
-    caller.read_exact(&mut wanted)?;
-    let mut left = u64::from_le_bytes(wanted);
-    for chunk in all.chunks(1 << 20).cycle() {
-        if left == 0 {
-            break;
-        }
-        let len = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        caller.write_all(&chunk[..len])?;
-        left -= len as u64;
+        let lanes = LaneLimits { peer_lanes_max: PEER_CONNECTIONS_MAX, ..LaneLimits::default() };
+        let mut door = runtime.block_on(Door::open(any, security, lanes))?;
+        let mut limits = Limits::default();
+        limits.peer_connections_max = 2 * PEER_CONNECTIONS_MAX;
+        door.limits(&NodeLimits::new(limits));
+        ready.push(door.address().to_string());
+        let service = FeedService::of_source(Blobs(all.clone())).lanes(door.lanes().clone());
+        runtime.spawn(service.serve_behind(door, std::future::pending()));
     }
-    Ok(())
+    obey(&ready, |_| Ok(()))
 }
 
 /// As many blobs as the caps say.
@@ -116,10 +92,14 @@ struct Blobs(Arc<Vec<u8>>);
 impl Source for Blobs {
     fn open(&self, request: &SliceRequest) -> Result<Offering, SourceError> {
         let (all, count) = (self.0.clone(), request.caps.map_or(0, |caps| caps.items_max));
+        let is_slow = request.filter == SLOWLY;
         Ok(Offering::new(move |outlet: &Outlet| {
             let blobs = all.chunks_exact(BLOB_BYTES).cycle();
-            for (_, blob) in (0..count).zip(blobs) {
+            for (number, blob) in (1..=count).zip(blobs) {
                 outlet.push(blob)?;
+                if is_slow && number.is_multiple_of((128 << 10) / BLOB_BYTES as u64) {
+                    std::thread::sleep(PAUSE);
+                }
             }
             Ok(outlet.tally())
         }))

@@ -91,8 +91,15 @@ struct Partial {
 /// What happens to a receiver.
 #[derive(Clone, Debug)]
 pub enum ReceiverEvent {
-    /// A message came, by gRPC or by the lane.
+    /// A message came, by gRPC.
     Message(FeedMessage),
+    /// A message came by the lane.
+    Frame {
+        /// What came.
+        message: FeedMessage,
+        /// The checksum of its bytes, as they came: whoever reads them sums them while they are in the processor's cache.
+        found: u32,
+    },
     /// So many bytes were taken from the budget for this stream.
     Granted {
         /// How many.
@@ -270,7 +277,11 @@ impl Receiver {
         match event {
             ReceiverEvent::Message(message) => {
                 self.pulse.heard(now);
-                self.receive(message, now, commands)?;
+                self.receive(message, None, now, commands)?;
+            }
+            ReceiverEvent::Frame { message, found } => {
+                self.pulse.heard(now);
+                self.receive(message, Some(found), now, commands)?;
             }
             ReceiverEvent::Granted { bytes } => self.grant(bytes, now, commands),
             ReceiverEvent::Queued { parcels } => {
@@ -308,6 +319,7 @@ impl Receiver {
     fn receive(
         &mut self,
         message: FeedMessage,
+        found: Option<u32>,
         now: Instant,
         commands: &mut Commands,
     ) -> Result<(), StreamError> {
@@ -323,8 +335,8 @@ impl Receiver {
                 Ok(())
             }
             (State::Requesting, Kind::Accept(accept)) => self.accepted(accept, now, commands),
-            (State::Receiving, Kind::Parcel(parcel)) => self.take_parcel(parcel, now, commands),
-            (State::Receiving, Kind::BlobFrame(frame)) => self.take_frame(frame, now, commands),
+            (State::Receiving, Kind::Parcel(parcel)) => self.take_parcel(parcel, found, now, commands),
+            (State::Receiving, Kind::BlobFrame(frame)) => self.take_frame(frame, found, now, commands),
             (State::Receiving, Kind::Want(want)) => self.want(&want, now, commands),
             // On a lane the parcels overtake what gRPC carries: it has its credit by now.
             (State::Settling | State::Closing, Kind::Want(_)) => Ok(()),
@@ -402,6 +414,7 @@ impl Receiver {
     fn take_parcel(
         &mut self,
         message: ParcelMessage,
+        found: Option<u32>,
         now: Instant,
         commands: &mut Commands,
     ) -> Result<(), StreamError> {
@@ -414,7 +427,7 @@ impl Receiver {
         let codec = self.agreed_codec(sequence, codec)?;
         let parcel = Parcel::packed(codec, blob_count, inflated_bytes, bytes);
         parcel.check_sizes(&self.limits).map_err(|error| of_parcel(sequence, error))?;
-        check_crc(sequence, 0, parcel.body(), declared)?;
+        check_crc(sequence, 0, found.unwrap_or_else(|| parcel.crc32c()), declared)?;
         // Last: what is refused has used no credit.
         self.spend(sequence, parcel.cost())?;
         self.hand_over(parcel, now, commands);
@@ -424,6 +437,7 @@ impl Receiver {
     fn take_frame(
         &mut self,
         frame: BlobFrame,
+        found: Option<u32>,
         now: Instant,
         commands: &mut Commands,
     ) -> Result<(), StreamError> {
@@ -455,7 +469,7 @@ impl Receiver {
         if bytes.is_empty() || bytes.len() as u64 > packed_bytes - offset {
             return Err(StreamError::FrameHead { sequence, field: "length" });
         }
-        check_crc(sequence, offset, &bytes, declared)?;
+        check_crc(sequence, offset, found.unwrap_or_else(|| crc32c(&bytes)), declared)?;
         if self.partial.is_none() {
             self.spend(sequence, parcel::cost(codec, packed_bytes, inflated_bytes))?;
             // The size is within parcel_bytes_max, and its memory is paid for.
@@ -588,7 +602,6 @@ fn of_parcel(sequence: u64, error: ParcelError) -> StreamError {
     }
 }
 
-fn check_crc(sequence: u64, offset: u64, bytes: &[u8], expected: u32) -> Result<(), StreamError> {
-    let found = crc32c(bytes);
+fn check_crc(sequence: u64, offset: u64, found: u32, expected: u32) -> Result<(), StreamError> {
     if found == expected { Ok(()) } else { Err(StreamError::Damaged { sequence, offset, found, expected }) }
 }

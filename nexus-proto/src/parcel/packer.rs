@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Codec, LENGTH_BYTES, Parcel, ParcelError, body};
+use pelton_region_format::{BlockChecksum, Crc32c};
+
+use super::{Codec, LENGTH_BYTES, Parcel, ParcelError, Rooms, body};
 use crate::limits::{Limit, Limits};
 
 /// How parcels are made.
@@ -30,6 +32,9 @@ impl Default for PackerOptions {
     }
 }
 
+/// A sum has a beginning and an end, which small blobs would pay for one by one.
+const SUMMED_AT_ONCE: usize = 32 << 10;
+
 /// Collects blobs and gives parcels: when they have their size, when the first blob has waited long enough,
 /// or when asked.
 ///
@@ -43,6 +48,10 @@ pub struct ParcelPacker {
     limits: Limits,
     blob_count: u32,
     body: Vec<u8>,
+    rooms: Rooms,
+    /// Of the body, as far as it is summed.
+    sum: Crc32c,
+    summed: usize,
     /// When the first of the collected blobs came.
     since: Option<Instant>,
 }
@@ -52,7 +61,21 @@ impl ParcelPacker {
     pub fn new(mut options: PackerOptions, limits: Limits) -> ParcelPacker {
         let (min, max) = (PackerOptions::TARGET_BYTES_MIN, PackerOptions::TARGET_BYTES_MAX);
         options.target_bytes = options.target_bytes.clamp(min, max);
-        ParcelPacker { options, limits, blob_count: 0, body: Vec::new(), since: None }
+        ParcelPacker {
+            options,
+            limits,
+            blob_count: 0,
+            body: Vec::new(),
+            rooms: Rooms::default(),
+            sum: Crc32c::default(),
+            summed: 0,
+            since: None,
+        }
+    }
+
+    /// Shares rooms with other packers: what one does not need another one may use.
+    pub fn rooms(self, rooms: Rooms) -> ParcelPacker {
+        ParcelPacker { rooms, ..self }
     }
 
     /// Takes a blob. Parcels that are ready by it are put behind `ready`, in order.
@@ -71,11 +94,14 @@ impl ParcelPacker {
             return Ok(());
         }
         if self.blob_count == 0 {
-            self.body.reserve_exact(self.options.target_bytes);
+            self.body = self.rooms.take(self.options.target_bytes);
             self.since = Some(now);
         }
         body::push_blob(&mut self.body, blob)?;
         self.blob_count += 1;
+        if self.body.len() - self.summed >= SUMMED_AT_ONCE {
+            self.sum_up();
+        }
         if self.body.len() == self.options.target_bytes {
             self.finish(ready)?;
         }
@@ -106,9 +132,21 @@ impl ParcelPacker {
         self.since = None;
         let blob_count = std::mem::take(&mut self.blob_count);
         if blob_count > 0 {
-            ready.push(Parcel::deflate(self.options.codec, blob_count, std::mem::take(&mut self.body))?);
+            self.sum_up();
+            let (body, codec) = (std::mem::take(&mut self.body), self.options.codec);
+            let sum = (self.summed == body.len()).then(|| self.sum.take());
+            self.summed = 0;
+            ready.push(Parcel::deflate_in(codec, blob_count, body, sum, &self.rooms)?);
         }
         Ok(())
+    }
+
+    /// Sums what was copied last, while it is in the processor's cache. What a codec packs is summed by whoever sends it.
+    fn sum_up(&mut self) {
+        if self.options.codec == Codec::None {
+            self.sum.update(&self.body[self.summed..]);
+            self.summed = self.body.len();
+        }
     }
 
     /// How many bytes are collected, lengths included.

@@ -36,6 +36,28 @@ fn what_was_packed_comes_out_whatever_the_codec() {
     }
 }
 
+/// A packer sums as it collects. Goal: the sum is that of the bytes that leave, for each size, codec and content.
+#[test]
+fn a_packed_parcel_knows_its_checksum() {
+    for &codec in Codec::BUILT_IN {
+        for len in [0, 1, 1000, 40_000, 200_000] {
+            for blob in [noise(len), vec![7; len]] {
+                let mut packer =
+                    ParcelPacker::new(PackerOptions { codec, ..PackerOptions::default() }, Limits::default());
+                let mut ready = Vec::new();
+                for _ in 0..7 {
+                    packer.push(&blob, Instant::now(), &mut ready).unwrap();
+                }
+                packer.finish(&mut ready).unwrap();
+                assert!(!ready.is_empty());
+                for parcel in ready {
+                    assert_eq!(parcel.crc32c(), crc32c(parcel.body()), "{codec}, blobs of {len} bytes");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_does_not_shrink_goes_as_it_is() {
     for &codec in Codec::BUILT_IN {

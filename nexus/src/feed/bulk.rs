@@ -5,11 +5,11 @@ use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use pelton_nexus_proto::feed::Terms;
 use pelton_nexus_proto::lane::{Frame, FrameHeader, LaneError};
 use pelton_nexus_proto::messages::FeedMessage;
-use pelton_nexus_proto::{Limit, Limits};
+use pelton_nexus_proto::{Limit, Limits, Rooms};
+use pelton_region_format::{BlockChecksum, Crc32c};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -32,6 +32,13 @@ pub(crate) struct OpenLane {
     stream: Stream,
     /// Its place among the peer's lanes, at the end that offered it.
     _place: Option<LanePlace>,
+}
+
+/// What came by a lane.
+pub(crate) struct LaneFrame {
+    pub(crate) message: FeedMessage,
+    /// The checksum of its bytes.
+    pub(crate) found: u32,
 }
 
 /// A lane on its way. Nothing if the stream does without.
@@ -70,19 +77,19 @@ impl LaneWay {
 
 impl OpenLane {
     /// Hands on each frame as a message. The channel ends with the connection, or at the first frame that is none.
-    pub(crate) fn read(self, limits: Limits) -> mpsc::Receiver<FeedMessage> {
+    pub(crate) fn read(self, limits: Limits, rooms: Rooms) -> mpsc::Receiver<LaneFrame> {
         // One: what was read ahead is memory that no credit stands for yet.
         let (messages, read) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut lane = self;
             loop {
                 let next = tokio::select! {
-                    next = read_frame(&mut lane.stream, &limits) => next,
+                    next = read_frame(&mut lane.stream, &limits, &rooms) => next,
                     () = messages.closed() => return,
                 };
                 match next {
-                    Ok(Some(message)) => {
-                        if messages.send(message).await.is_err() {
+                    Ok(Some(frame)) => {
+                        if messages.send(frame).await.is_err() {
                             return;
                         }
                     }
@@ -114,7 +121,7 @@ impl OpenLane {
 }
 
 /// The next frame's message; nothing where the other end has closed the lane between two.
-async fn read_frame(stream: &mut Stream, limits: &Limits) -> io::Result<Option<FeedMessage>> {
+async fn read_frame(stream: &mut Stream, limits: &Limits, rooms: &Rooms) -> io::Result<Option<LaneFrame>> {
     let mut header = [0; FrameHeader::BYTES];
     match stream.read_exact(&mut header).await {
         Ok(_) => {}
@@ -124,20 +131,25 @@ async fn read_frame(stream: &mut Stream, limits: &Limits) -> io::Result<Option<F
     let header = FrameHeader::decode(&header, limits).map_err(refused)?;
     // A feed's frames are no larger than its messages would be, whatever other lanes may carry.
     limits.check(Limit::MessageBytes, header.body_bytes() as u64).map_err(|error| refused(error.into()))?;
-    let head = read_bytes(stream, header.head_bytes()).await?;
-    let body = read_bytes(stream, header.body_bytes()).await?;
-    header.feed_message(&head, body.freeze()).map(Some).map_err(refused)
+    let mut head = vec![0; header.head_bytes()];
+    stream.read_exact(&mut head).await?;
+    let (body, found) = read_body(stream, rooms.take(header.body_bytes()), header.body_bytes()).await?;
+    let message = header.feed_message(&head, rooms.filled(body)).map_err(refused)?;
+    Ok(Some(LaneFrame { message, found }))
 }
 
-async fn read_bytes(stream: &mut Stream, len: usize) -> io::Result<BytesMut> {
-    let mut bytes = BytesMut::with_capacity(len);
+/// A body, and its checksum. It is summed as it comes: a moment later it has left the processor's cache.
+async fn read_body(stream: &mut Stream, mut bytes: Vec<u8>, len: usize) -> io::Result<(Vec<u8>, u32)> {
+    let mut sum = Crc32c::default();
     let mut rest = stream.take(len as u64);
     while bytes.len() < len {
+        let before = bytes.len();
         if rest.read_buf(&mut bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        sum.update(&bytes[before..]);
     }
-    Ok(bytes)
+    Ok((bytes, sum.take()))
 }
 
 async fn write_frame(stream: &mut Stream, message: FeedMessage, limits: &Limits) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pelton_nexus_proto::LimitExceeded;
+use pelton_nexus_proto::{LimitExceeded, Rooms};
 use pelton_worker::{BufferGrant, Buffers, MemoryRefused};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -55,6 +55,11 @@ impl CreditLine {
         // Several streams side by side, each with several parcels on their way.
         let window = window.min(buffers.share() / 4);
         CreditLine { buffers, limits, window, need_wait_max }
+    }
+
+    /// Where what comes is received.
+    pub(crate) fn rooms(&self) -> &Rooms {
+        self.limits.rooms()
     }
 
     /// How much a stream is given ahead.

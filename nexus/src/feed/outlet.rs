@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pelton_nexus_proto::feed::{Tally, Totals};
 use pelton_nexus_proto::messages::Resume;
-use pelton_nexus_proto::{Limits, PackerOptions, Parcel, ParcelPacker};
+use pelton_nexus_proto::{Limits, PackerOptions, Parcel, ParcelPacker, Rooms};
 use tokio::sync::Notify;
 
 use super::source::SourceError;
@@ -71,6 +71,7 @@ struct Ready {
 pub(super) fn outlet(
     mut options: PackerOptions,
     limits: Limits,
+    rooms: Rooms,
     replayable: bool,
     resume: Option<&Resume>,
 ) -> (Outlet, Parcels) {
@@ -80,7 +81,7 @@ pub(super) fn outlet(
     let skip =
         resume.map(|resume| Totals { parcels: resume.parcels, items: resume.items, bytes: resume.bytes });
     let packing = Packing {
-        packer: ParcelPacker::new(options, limits),
+        packer: ParcelPacker::new(options, limits).rooms(rooms),
         made: Vec::new(),
         tally: Tally::default(),
         skip: skip.filter(|skip| skip.parcels > 0),
@@ -261,7 +262,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_blob_that_waits_long_enough_goes_though_nothing_follows() {
-        let (outlet, parcels) = outlet(options(1 << 20, 20), Limits::default(), false, None);
+        let (outlet, parcels) =
+            outlet(options(1 << 20, 20), Limits::default(), Rooms::default(), false, None);
         outlet.push(b"alone").unwrap();
         let Next::Parcel(parcel) = parcels.next().await else { panic!("it was pushed") };
         assert_eq!((parcel.blob_count(), parcel.inflated_bytes()), (1, 9));
@@ -272,7 +274,8 @@ mod tests {
 
     #[test]
     fn a_source_waits_for_room_and_is_stopped_when_the_stream_is_over() {
-        let (outlet, parcels) = outlet(options(1 << 10, 20), Limits::default(), false, None);
+        let (outlet, parcels) =
+            outlet(options(1 << 10, 20), Limits::default(), Rooms::default(), false, None);
         let pushing = std::thread::spawn(move || {
             let pushed = (0..1000).take_while(|_| outlet.push(&[7; 1020]).is_ok()).count();
             (pushed, outlet.is_stopped())
@@ -290,7 +293,8 @@ mod tests {
     async fn what_a_resumed_stream_has_is_made_again_and_not_sent() {
         for (items, fits) in [(2, true), (3, false)] {
             let resume = Resume { token: Vec::new(), parcels: 2, items, bytes: 2 * 1024 };
-            let (outlet, parcels) = outlet(options(1 << 10, 20), Limits::default(), true, Some(&resume));
+            let (outlet, parcels) =
+                outlet(options(1 << 10, 20), Limits::default(), Rooms::default(), true, Some(&resume));
             let pushed: Result<Vec<()>, SourceError> =
                 [0, 1, 2].into_iter().map(|byte: u8| outlet.push(&[byte; 1020])).collect();
             match fits {
@@ -303,7 +307,8 @@ mod tests {
             }
         }
         let resume = Resume { token: Vec::new(), parcels: 2, items: 2, bytes: 2 * 1024 };
-        let (outlet, parcels) = outlet(options(1 << 10, 20), Limits::default(), true, Some(&resume));
+        let (outlet, parcels) =
+            outlet(options(1 << 10, 20), Limits::default(), Rooms::default(), true, Some(&resume));
         outlet.push(&[0; 1020]).unwrap();
         outlet.end(Ok(outlet.tally()));
         assert!(matches!(parcels.next().await, Next::Ended(Err(SourceError::NotReplayable))));
@@ -311,7 +316,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_source_that_panics_ends_its_stream() {
-        let (outlet, parcels) = outlet(options(1 << 10, 20), Limits::default(), false, None);
+        let (outlet, parcels) =
+            outlet(options(1 << 10, 20), Limits::default(), Rooms::default(), false, None);
         let panicked = std::thread::spawn(move || {
             let _outlet = outlet;
             panic!("on purpose");

@@ -70,6 +70,7 @@ pub async fn push(
         source,
         packing: options.packing.clone(),
         limits,
+        rooms: options.limits.rooms().clone(),
         stop: cancel.clone(),
     };
     let (is_asked, result) = sending.run().await;

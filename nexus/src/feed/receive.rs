@@ -4,13 +4,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use pelton_nexus_proto::Limits;
 use pelton_nexus_proto::feed::{Receiver, ReceiverCommand, ReceiverEvent, StreamError, Totals};
-use pelton_nexus_proto::messages::{FeedMessage, Reason};
+use pelton_nexus_proto::messages::Reason;
+use pelton_nexus_proto::{Limits, Rooms};
 use pelton_worker::CancelToken;
 use tokio::sync::mpsc;
 
-use super::bulk::{LaneOpening, LaneWay, OpenLane};
+use super::bulk::{LaneFrame, LaneOpening, LaneWay, OpenLane};
 use super::credit::{Credit, CreditLine, CreditRefused};
 use super::end;
 use super::intake::{Intake, Job, Report};
@@ -49,7 +49,7 @@ struct Beside {
     lane_opening: Option<LaneOpening>,
     /// A lane that is not read yet: that begins with Accept.
     lane: Option<OpenLane>,
-    lane_frames: Option<mpsc::Receiver<FeedMessage>>,
+    lane_frames: Option<mpsc::Receiver<LaneFrame>>,
     /// The lane has ended in the middle: until then gRPC may tell why.
     lane_lost_until: Option<Instant>,
     is_accepted: bool,
@@ -58,7 +58,7 @@ struct Beside {
 
 enum Event {
     Heard(Heard),
-    Frame(Option<FeedMessage>),
+    Frame(Option<LaneFrame>),
     Lane(Option<OpenLane>),
     Needed(Result<Credit, CreditRefused>),
     Reported(Option<Report>),
@@ -106,8 +106,9 @@ impl Receiving {
 
     fn on(&mut self, event: Event, beside: &mut Beside) {
         match event {
-            Event::Heard(Heard::Message(message)) | Event::Frame(Some(message)) => {
-                self.tell(ReceiverEvent::Message(message));
+            Event::Heard(Heard::Message(message)) => self.tell(ReceiverEvent::Message(message)),
+            Event::Frame(Some(LaneFrame { message, found })) => {
+                self.tell(ReceiverEvent::Frame { message, found });
             }
             Event::Heard(Heard::Refused(error)) => self.tell(ReceiverEvent::Fail(error)),
             Event::Heard(Heard::Lost) => self.tell(ReceiverEvent::Lost),
@@ -118,7 +119,7 @@ impl Receiving {
             Event::Lane(lane) => {
                 beside.lane_opening = None;
                 beside.lane = lane;
-                beside.read_lane(&self.limits);
+                beside.read_lane(&self.limits, self.credit.rooms());
             }
             Event::Needed(Ok(credit)) => {
                 beside.needing = None;
@@ -162,7 +163,7 @@ impl Receiving {
                 ReceiverCommand::Agreed(terms) => beside.lane_opening = self.lane.open(&terms),
                 ReceiverCommand::Accepted(_) => {
                     beside.is_accepted = true;
-                    beside.read_lane(&self.limits);
+                    beside.read_lane(&self.limits, self.credit.rooms());
                 }
                 ReceiverCommand::Want { bytes } => {
                     beside.needing = Some(Box::pin(self.credit.clone().need(bytes)));
@@ -220,11 +221,11 @@ impl Receiving {
 }
 
 impl Beside {
-    fn read_lane(&mut self, limits: &Limits) {
+    fn read_lane(&mut self, limits: &Limits, rooms: &Rooms) {
         if self.is_accepted
             && let Some(lane) = self.lane.take()
         {
-            self.lane_frames = Some(lane.read(limits.clone()));
+            self.lane_frames = Some(lane.read(limits.clone(), rooms.clone()));
         }
     }
 }
@@ -242,7 +243,7 @@ fn refusal(refused: CreditRefused) -> ReceiverEvent {
 }
 
 /// The next frame of the lane; waits for ever without one.
-async fn frame(frames: &mut Option<mpsc::Receiver<FeedMessage>>) -> Option<FeedMessage> {
+async fn frame(frames: &mut Option<mpsc::Receiver<LaneFrame>>) -> Option<LaneFrame> {
     match frames {
         Some(frames) => frames.recv().await,
         None => std::future::pending().await,

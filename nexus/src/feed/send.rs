@@ -8,7 +8,7 @@ use std::time::Instant;
 use pelton_nexus_proto::feed::{Sender, SenderCommand, SenderEvent, StreamError, Terms, Timing, Totals};
 use pelton_nexus_proto::messages::feed_message::Kind;
 use pelton_nexus_proto::messages::{FeedMessage, Reason, SliceRequest};
-use pelton_nexus_proto::{Limits, PackerOptions};
+use pelton_nexus_proto::{Limits, PackerOptions, Rooms};
 use pelton_worker::CancelToken;
 use tokio::sync::mpsc;
 
@@ -34,6 +34,7 @@ pub(crate) struct Sending {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) packing: PackerOptions,
     pub(crate) limits: Limits,
+    pub(crate) rooms: Rooms,
     /// Ends the stream.
     pub(crate) stop: CancelToken,
 }
@@ -191,7 +192,7 @@ impl Sending {
         let packing = PackerOptions { codec: terms.codec(), ..self.packing.clone() };
         let mut limits = self.limits.clone();
         limits.parcel_bytes_max = terms.parcel_bytes_max;
-        let (outlet, parcels) = outlet(packing, limits, replayable, resume);
+        let (outlet, parcels) = outlet(packing, limits, self.rooms.clone(), replayable, resume);
         beside.parcels = Some(parcels);
         beside.full_since = Instant::now();
         tokio::task::spawn_blocking(move || {

@@ -144,6 +144,7 @@ impl FeedService {
                     source: Arc::clone(source),
                     packing: self.options.packing.clone(),
                     limits: limits.clone(),
+                    rooms: self.options.limits.rooms().clone(),
                     stop: self.stop.clone(),
                 };
                 sending.run().await.1.map(|_| ())
