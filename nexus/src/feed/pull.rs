@@ -14,7 +14,7 @@ use tonic::Streaming;
 
 use super::bulk::LaneWay;
 use super::credit::CreditLine;
-use super::error::FeedError;
+use super::error::{FeedError, helps};
 use super::intake::{Intake, Target, intake};
 use super::options::{FeedOptions, Retries};
 use super::receive::Receiving;
@@ -126,7 +126,8 @@ impl Puller {
     /// in the slice. Blobs are taken out of no slice: otherwise the load has to begin anew, with another writer.
     ///
     /// # Errors
-    /// [`FeedError`]: what is in the slice is not whole. Drop the writer.
+    /// [`FeedError`]: what is in the slice is not whole. Drop the writer; [`FeedError::helps_anew`] tells whether to try with
+    /// another one.
     pub fn pull(
         &self,
         into: &SliceWriter,
@@ -227,14 +228,14 @@ impl Puller {
                 }
                 Tried::Refused(error) => {
                     let again = helps(&error);
-                    (self.broken(pull, dial, tries, error), again)
+                    (self.broken(pull, dial, (tries, parcels), error), again)
                 }
                 Tried::Broken(mut machine, error) => {
                     let further = machine.resume(parcels);
                     // What is in the slice can't be taken out again.
                     let again = further.is_some() || (parcels == had && helps(&error));
                     resume = further.or(resume);
-                    (self.broken(pull, dial, tries, error), again)
+                    (self.broken(pull, dial, (tries, parcels), error), again)
                 }
             };
             let retry = common.retries_used.fetch_add(1, Ordering::Relaxed);
@@ -312,20 +313,17 @@ impl Puller {
         });
     }
 
-    fn broken(&self, pull: &Pull<'_>, dial: &Dial, tries: u32, source: StreamError) -> FeedError {
+    fn broken(
+        &self,
+        pull: &Pull<'_>,
+        dial: &Dial,
+        (tries, parcels): (u32, u64),
+        source: StreamError,
+    ) -> FeedError {
         if matches!(source.reason(), Reason::Cancelled) && pull.cancel.is_cancelled() {
             return FeedError::Stopped { key: pull.key.clone() };
         }
-        FeedError::Stream { key: pull.key.clone(), peer: dial.address(), tries, source }
-    }
-}
-
-/// Whether it may go better when it is tried again.
-fn helps(error: &StreamError) -> bool {
-    match error.reason() {
-        Reason::Cancelled | Reason::Forbidden | Reason::Invalid | Reason::Version | Reason::Protocol => false,
-        Reason::Deadline => !matches!(error, StreamError::Deadline),
-        _ => true,
+        FeedError::Stream { key: pull.key.clone(), peer: dial.address(), tries, parcels, source }
     }
 }
 
