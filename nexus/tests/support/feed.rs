@@ -100,9 +100,18 @@ impl Served {
         service: FeedService,
         security: impl Into<ServerSecurity>,
     ) -> Served {
+        Served::with_lanes(runtime, service, security, LaneLimits::default())
+    }
+
+    pub(crate) fn with_lanes(
+        runtime: &Runtime,
+        service: FeedService,
+        security: impl Into<ServerSecurity>,
+        lanes: LaneLimits,
+    ) -> Served {
         runtime.block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
-            let mut door = Door::open(any, security.into(), LaneLimits::default()).await.unwrap();
+            let mut door = Door::open(any, security.into(), lanes).await.unwrap();
             // Each of a test's many pulls has a connection of its own.
             let mut limits = Limits::default();
             limits.peer_connections_max = 256;
