@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use certificates::{Authority, Pair};
 use pelton_nexus::feed::*;
-use pelton_nexus::{Limit, Limits, ServerTls};
+use pelton_nexus::{LaneLimits, Limit, Limits, ServerTls};
 use pelton_worker::{Cache, CancelToken, Unwanted, Want};
 use proxy::{Plan, Proxy};
 use support::*;
@@ -138,6 +138,24 @@ fn who_has_not_the_role_is_told_what_it_has_and_the_source_is_not_asked() {
     assert!(cache.search(&"*".parse().unwrap()).is_empty());
 }
 
+/// Sends small blobs as long as somebody takes them.
+fn endless() -> Told {
+    Told::new(|_| {
+        Ok(Offering::new(|outlet: &Outlet| {
+            while !outlet.is_stopped() {
+                outlet.push(b"on and on")?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(SourceError::Stopped)
+        }))
+    })
+}
+
+/// A certificate of a reader of that name.
+fn reader(ca: &Authority, name: &str) -> Pair {
+    ca.sign(name, &[], &[&format!("spiffe://test/{name}/pelton/role/reader")])
+}
+
 /// Goal: two peers at one address are two peers. Method: both hold as many streams as one may have, and then one of them
 /// wants one more.
 #[test]
@@ -148,20 +166,11 @@ fn streams_are_counted_by_certificate() {
     limits.set(Limit::PeerStreams, 1);
     let mut of_source = FeedOptions::with_limits(limits);
     of_source.timing = timing();
-    let endless = Told::new(|_| {
-        Ok(Offering::new(|outlet: &Outlet| {
-            while !outlet.is_stopped() {
-                outlet.push(b"on and on")?;
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(SourceError::Stopped)
-        }))
-    });
-    let service = FeedService::of_source(endless).options(of_source.clone());
+    let service = FeedService::of_source(endless()).options(of_source.clone());
     let served = Served::secured(&runtime, service, ca.server(&ca.sign("source", &["127.0.0.1"], &[])));
     let mut held = Vec::new();
     for name in ["a", "b"] {
-        let pair = ca.sign(name, &[], &[&format!("spiffe://test/{name}/pelton/role/reader")]);
+        let pair = reader(&ca, name);
         let from = FeedFrom::new(secured_dial(&served.address, ca.client(Some(&pair))));
         let puller = Puller::new(runtime.handle().clone()).options(options());
         let puller = puller.retries(Retries { count_max: 0, ..quick() });
@@ -180,4 +189,31 @@ fn streams_are_counted_by_certificate() {
     }
     held.clear();
     settles(|| if of_source.limits.streams() == 0 { Ok(()) } else { Err("no stream".to_owned()) });
+}
+
+/// Goal: so are their lanes; who has as many as it may goes on by gRPC. Method: each of two peers has the one lane that one may have, and
+/// then one of them pulls another slice.
+#[test]
+fn lanes_are_counted_by_certificate() {
+    let runtime = runtime();
+    let ca = Authority::new("ours");
+    let lanes = LaneLimits { peer_lanes_max: 1, ..LaneLimits::default() };
+    let service = FeedService::of_source(endless()).options(options());
+    let server = ca.server(&ca.sign("source", &[proxy::HOST], &[]));
+    let served = Served::with_lanes(&runtime, service, server, lanes);
+    let proxy = Proxy::new(&runtime, served.address.clone());
+    let mut held = Vec::new();
+    for (name, connections) in [("a", 2), ("b", 4), ("a", 5)] {
+        let from = FeedFrom::new(secured_dial(&proxy.address, ca.client(Some(&reader(&ca, name)))));
+        let parcels = Counter::default();
+        let of_puller = parcels.clone();
+        let puller = Puller::new(runtime.handle().clone()).options(options());
+        let puller = puller.on_parcel(move |_, _| _ = of_puller.one());
+        let pulling = Pulling::by(puller, vec![from], |plan| plan.unwanted = Unwanted::Cancel);
+        let lease = pulling.cache.lease_async(&key(0), Want::Latest, None);
+        held.push((lease, pulling));
+        // What way it goes is clear when something has come.
+        settles(|| if parcels.count() > 0 { Ok(()) } else { Err("a parcel".to_owned()) });
+        assert_eq!(proxy.connections(), connections, "{name}");
+    }
 }

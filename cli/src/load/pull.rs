@@ -4,15 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pelton::nexus::feed::{FeedFrom, FeedOptions, Puller};
+use pelton::nexus::feed::{FeedError, FeedFrom, FeedOptions, Puller};
 use pelton::nexus::{Codec, Dial};
-use pelton::{CancelToken, Fingerprint};
+use pelton::{Cache, CancelToken, Fingerprint, Key, SealedSlice};
 
 use super::{Load, Outcome, is_there, random};
 use crate::cache;
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::say;
 use crate::usage::usage;
+
+/// How often a load is begun, where its source can't go on after a stream that broke in the middle.
+const LOADS_MAX: u32 = 3;
 
 /// The `HOST:PORT` of a source; nothing for files.
 pub(super) fn address(from: &Path) -> Option<&str> {
@@ -35,11 +39,34 @@ pub(super) fn run(load: &Load, address: &str) -> Result<(), Failure> {
         return load.tell(&Outcome::of_cache(&cache, &load.key, fingerprint));
     }
     let started = Instant::now();
-    let writer = cache
-        .snap(&keys[0])
-        .open_for_writes(load.plan(fingerprint, None))
-        .map_err(|error| Failure::cache(&error))?;
     let runtime = runtime()?;
+    let sources = [FeedFrom::new(dial)];
+    let mut loads = 0;
+    let sealed = loop {
+        loads += 1;
+        match pull(load, &cache, &keys[0], fingerprint, &runtime, &sources) {
+            Ok(sealed) => break sealed,
+            Err(error) if loads < LOADS_MAX && error.helps_anew() => {
+                let error = Failure::cache(&error);
+                say(&format_args!("{error}; what has come of it is given up, and it begins anew"));
+            }
+            Err(error) => return Err(Failure::cache(&error)),
+        }
+    };
+    load.close(&cache, &keys, fingerprint, vec![sealed], started)
+}
+
+/// One load of the slice. Whatever ends it early, nothing of it is left.
+fn pull(
+    load: &Load,
+    cache: &Cache,
+    key: &Key,
+    fingerprint: Fingerprint,
+    runtime: &tokio::runtime::Runtime,
+    sources: &[FeedFrom],
+) -> Result<SealedSlice, Box<FeedError>> {
+    let refuse = |source| FeedError::Load { key: key.clone(), source };
+    let writer = cache.snap(key).open_for_writes(load.plan(fingerprint, None)).map_err(refuse)?;
     let progress = Arc::new(Progress::new("loading", None));
     let shown = Arc::clone(&progress);
     let mut options = FeedOptions::default();
@@ -47,14 +74,11 @@ pub(super) fn run(load: &Load, address: &str) -> Result<(), Failure> {
     let puller = Puller::new(runtime.handle().clone())
         .options(options)
         .on_parcel(move |_, bytes| shown.advance(usize::try_from(bytes).unwrap_or(usize::MAX)));
-    let sources = [FeedFrom::new(dial)];
-    let counts = puller
-        .pull(&writer, fingerprint, &sources, None, &CancelToken::new())
-        .map_err(|error| Failure::cache(&error))?;
+    let counts = puller.pull(&writer, fingerprint, sources, None, &CancelToken::new())?;
     drop((puller, progress));
-    let mut sealed = writer.wait_for_writes().map_err(|error| Failure::cache(&error))?;
+    let mut sealed = writer.wait_for_writes().map_err(refuse)?;
     sealed.tell(counts);
-    load.close(&cache, &keys, fingerprint, vec![sealed], started)
+    Ok(sealed)
 }
 
 fn check(load: &Load) -> Result<(), Failure> {

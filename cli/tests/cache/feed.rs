@@ -2,6 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use pelton::nexus::feed::{FeedService, Offering, Outlet, SliceRequest, Source, SourceError};
+use pelton::nexus::{Door, LaneLimits, ServerSecurity};
 
 use crate::node::secured;
 use crate::{Run, Story};
@@ -127,5 +132,59 @@ fn a_feed_asks_for_the_role_reader() {
     for role in ["reader", "loader"] {
         with(&load, role).ok();
         story.holds(&lines, &[]);
+    }
+}
+
+/// Sends a few MiB, fails in the middle the first so many times, and can't go on where it was.
+struct Forgetful {
+    fails: u32,
+    times: Arc<AtomicU32>,
+}
+
+impl Source for Forgetful {
+    fn open(&self, _: &SliceRequest) -> Result<Offering, SourceError> {
+        let fails = self.times.fetch_add(1, Ordering::Relaxed) < self.fails;
+        Ok(Offering::new(move |outlet: &Outlet| {
+            for number in 0..4000_u32 {
+                if fails && number == 3000 {
+                    return Err(SourceError::failed("the table went away"));
+                }
+                outlet.push(&[&number.to_le_bytes()[..], &[b'x'; 1000]].concat())?;
+            }
+            Ok(outlet.tally())
+        }))
+    }
+}
+
+/// Goal: a source that can't go on is asked for all of it once more, and not for ever. Method: one that fails in the
+/// middle, twice and always.
+#[test]
+fn a_load_whose_source_can_not_go_on_begins_anew() {
+    let story = Story::new();
+    let blobs: Vec<Vec<u8>> =
+        (0..4000_u32).map(|number| [&number.to_le_bytes()[..], &[b'x'; 1000]].concat()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for (fails, asked) in [(2, 3), (u32::MAX, 3)] {
+        let times = Arc::new(AtomicU32::new(0));
+        let source = Forgetful { fails, times: Arc::clone(&times) };
+        let any = "127.0.0.1:0".parse().unwrap();
+        let door = Door::open(any, ServerSecurity::Plain, LaneLimits::default());
+        let door = runtime.block_on(door).unwrap();
+        let from = format!("nexus://{}", door.address());
+        let service = FeedService::of_source(source);
+        runtime.spawn(service.serve_behind(door, std::future::pending()));
+        let run = story.run(&["load", "d/v@1", "--from", &from, "--insecure", "--durable", "--json"]);
+        let anew = "the table went away; what has come of it is given up, and it begins anew\n";
+        assert_eq!(run.stderr.matches(anew).count(), 2, "{}", run.stderr);
+        assert_eq!(times.load(Ordering::Relaxed), asked);
+        match fails {
+            2 => assert_eq!(run.code, Some(0), "{}", run.stderr),
+            _ => {
+                assert_eq!(run.code, Some(1), "{}", run.stderr);
+                assert!(run.stderr.ends_with("the table went away\n"), "{}", run.stderr);
+            }
+        }
+        // What failed has left the slice from before in place.
+        story.holds(&blobs, &[]);
     }
 }

@@ -30,6 +30,8 @@ pub enum FeedError {
         peer: String,
         /// How often it was tried.
         tries: u32,
+        /// How many parcels of it were in the slice by then.
+        parcels: u64,
         /// How the last stream ended.
         source: StreamError,
     },
@@ -61,6 +63,23 @@ pub enum FeedError {
         /// What the runtime says.
         text: String,
     },
+}
+
+impl FeedError {
+    /// Whether the same load may go better when it is begun anew, with another writer: its stream broke in the middle, and
+    /// its source can't go on where it was. As long as nothing was in the slice, it was tried again already.
+    pub fn helps_anew(&self) -> bool {
+        matches!(self, FeedError::Stream { parcels: 1.., source, .. } if helps(source))
+    }
+}
+
+/// Whether a stream may go better when it is tried again.
+pub(super) fn helps(error: &StreamError) -> bool {
+    match error.reason() {
+        Reason::Cancelled | Reason::Forbidden | Reason::Invalid | Reason::Version | Reason::Protocol => false,
+        Reason::Deadline => !matches!(error, StreamError::Deadline),
+        _ => true,
+    }
 }
 
 impl From<FeedError> for LoaderError {

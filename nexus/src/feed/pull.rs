@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use super::bulk::LaneWay;
 use super::credit::CreditLine;
-use super::error::FeedError;
+use super::error::{FeedError, helps};
 use super::intake::{Intake, Target, intake};
 use super::options::{FeedOptions, Retries};
 use super::receive::Receiving;
@@ -130,7 +130,8 @@ impl Puller {
     /// in the slice. Blobs are taken out of no slice: otherwise the load has to begin anew, with another writer.
     ///
     /// # Errors
-    /// [`FeedError`]: what is in the slice is not whole. Drop the writer.
+    /// [`FeedError`]: what is in the slice is not whole. Drop the writer; [`FeedError::helps_anew`] tells whether to try with
+    /// another one.
     pub fn pull(
         &self,
         into: &SliceWriter,
@@ -231,7 +232,7 @@ impl Puller {
                 }
                 Tried::Refused(error) => {
                     let again = helps(&error);
-                    (self.broken(pull, dial, tries, error), again)
+                    (self.broken(pull, dial, (tries, parcels), error), again)
                 }
                 Tried::Broken(mut machine, error) => {
                     let further = machine.resume(parcels);
@@ -240,7 +241,7 @@ impl Puller {
                     let again = further.is_some() || (parcels == had && helps(&error) && !is_stuck);
                     // With nothing in the slice it begins anew: a token would bind it to one source for nothing.
                     resume = further.or(resume).filter(|resume| resume.parcels > 0);
-                    (self.broken(pull, dial, tries, error), again)
+                    (self.broken(pull, dial, (tries, parcels), error), again)
                 }
             };
             let retry = common.retries_used.fetch_add(1, Ordering::Relaxed);
@@ -319,20 +320,17 @@ impl Puller {
         });
     }
 
-    fn broken(&self, pull: &Pull<'_>, dial: &Dial, tries: u32, source: StreamError) -> FeedError {
+    fn broken(
+        &self,
+        pull: &Pull<'_>,
+        dial: &Dial,
+        (tries, parcels): (u32, u64),
+        source: StreamError,
+    ) -> FeedError {
         if matches!(source.reason(), Reason::Cancelled) && pull.cancel.is_cancelled() {
             return FeedError::Stopped { key: pull.key.clone() };
         }
-        FeedError::Stream { key: pull.key.clone(), peer: dial.address(), tries, source }
-    }
-}
-
-/// Whether it may go better when it is tried again.
-fn helps(error: &StreamError) -> bool {
-    match error.reason() {
-        Reason::Cancelled | Reason::Forbidden | Reason::Invalid | Reason::Version | Reason::Protocol => false,
-        Reason::Deadline => !matches!(error, StreamError::Deadline),
-        _ => true,
+        FeedError::Stream { key: pull.key.clone(), peer: dial.address(), tries, parcels, source }
     }
 }
 

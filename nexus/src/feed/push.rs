@@ -38,7 +38,10 @@ pub async fn push(
     options: &FeedOptions,
     cancel: &CancelToken,
 ) -> Result<Pushed, FeedError> {
-    let failed = |source| FeedError::Stream { key: key.clone(), peer: dial.address(), tries: 1, source };
+    let failed = |source| {
+        let (key, peer) = (key.clone(), dial.address());
+        FeedError::Stream { key, peer, tries: 1, parcels: 0, source }
+    };
     let limits = options.limits.limits().clone();
     let offer = Offer { key: key.to_string(), fingerprint: fingerprint.as_bytes().to_vec() };
     let (way_out, leaving) = outgoing();

@@ -100,9 +100,18 @@ impl Served {
         service: FeedService,
         security: impl Into<ServerSecurity>,
     ) -> Served {
+        Served::with_lanes(runtime, service, security, LaneLimits::default())
+    }
+
+    pub(crate) fn with_lanes(
+        runtime: &Runtime,
+        service: FeedService,
+        security: impl Into<ServerSecurity>,
+        lanes: LaneLimits,
+    ) -> Served {
         runtime.block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
-            let door = Door::open(any, security.into(), LaneLimits::default()).await.unwrap();
+            let door = Door::open(any, security.into(), lanes).await.unwrap();
             let address = door.address().to_string();
             let service = service.lanes(door.lanes().clone());
             let (stop, stopped) = oneshot::channel();
