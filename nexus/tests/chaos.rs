@@ -107,8 +107,12 @@ fn every_load_over_a_bad_wire_ends_whole_or_with_an_error_and_leaves_nothing() {
     };
     for pulling in &caches {
         assert!(pulling.blobs(9999) == expected);
-        // A cache opens its access log when it first saves it, which may be at any time: have it done now.
-        for operation in [Operation::Pin, Operation::Unpin] {
+        // A cache opens its access log when it first saves it, and starts threads when it first warms a slice, which may be
+        // at any time: have it done now.
+        pulling.cache.sync(None).unwrap();
+        for operation in
+            [Operation::Pin, Operation::Unpin, Operation::Evict { keep_cache: true }, Operation::Warm]
+        {
             pulling.cache.operate(&Selection::new(KeyPattern::ALL), operation, &OperationOptions::default());
         }
     }
