@@ -170,6 +170,23 @@ fn exceeded(error: Option<StreamError>) -> Option<LimitExceeded> {
     }
 }
 
+/// Whoever reads a lane sums what comes. Goal: the machine goes by that sum, and looks at no byte again.
+#[test]
+fn a_frame_is_taken_or_refused_by_the_sum_that_was_found() {
+    let sent = parcel(0, 40);
+    let declared = sent.crc32c;
+    let sent = message(sent);
+    let mut receiving = Receiving::with_credit(Profile::default(), 1 << 20);
+    receiving.on(ReceiverEvent::Frame { message: sent.clone(), found: declared });
+    assert_eq!((receiving.handed_over(), receiving.error()), (1, None));
+
+    let mut receiving = Receiving::with_credit(Profile::default(), 1 << 20);
+    receiving.on(ReceiverEvent::Frame { message: sent, found: declared ^ 1 });
+    assert_eq!(receiving.handed_over(), 0);
+    let damaged = StreamError::Damaged { sequence: 0, offset: 0, found: declared ^ 1, expected: declared };
+    assert_eq!(receiving.error(), Some(damaged));
+}
+
 #[test]
 fn the_documented_pull_of_two_blobs_goes_as_told() {
     let mut receiving = Receiving::greeting(Profile::default());
