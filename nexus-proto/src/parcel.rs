@@ -176,6 +176,7 @@ pub(crate) fn cost(codec: Codec, packed_bytes: u64, inflated_bytes: u64) -> u64 
 }
 
 /// What a parcel costs at most, if neither packed nor inflated it may have more bytes.
+#[cfg(feature = "messages")]
 pub(crate) fn cost_max(parcel_bytes_max: u64) -> u64 {
     PARCEL_COST_BYTES.saturating_add(parcel_bytes_max.saturating_mul(2))
 }

@@ -148,7 +148,7 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         // Takes connections, and says nothing.
         let dial = Dial::new(&address, ClientSecurity::Plain).unwrap();
-        let dial = dial.connect_wait_max(Duration::from_millis(200));
+        let dial = dial.connect_wait_max(Duration::from_secs(1));
         let channels = Channels::default();
         let begun = std::time::Instant::now();
         let tries: Vec<_> = (0..40)
@@ -160,7 +160,7 @@ mod tests {
         for one in tries {
             assert!(matches!(one.await.unwrap(), Err(DialError::Timeout { .. })));
         }
-        // One behind the other they would take two seconds on each connection.
-        assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+        // One behind the other they would take ten seconds on each connection.
+        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
     }
 }

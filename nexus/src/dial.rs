@@ -172,7 +172,7 @@ impl Dial {
         let endpoint = Endpoint::from_shared(uri)
             .map_err(|_| DialError::Address { text: self.address() })?
             .connect_timeout(self.connect_wait_max)
-            .initial_connection_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_keep_alive_interval(self.alive_every)
             .keep_alive_timeout(self.alive_every)
@@ -334,6 +334,10 @@ const TLS_ALERT: u8 = 0x15;
 
 /// What HTTP/2 lets a peer send ahead. Credit is what bounds memory; this must not be what bounds the rate.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// The same for all streams of a connection together: enough for as many as share one, so that a stream whose taker waits for
+/// a disk does not hold up the others. It is leave to send, and takes no memory before something comes.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 64 * STREAM_WINDOW_BYTES;
 
 /// How often a connection is asked whether its other end lives, and how long that may take to answer.
 pub(crate) const ALIVE_EVERY: Duration = Duration::from_secs(20);

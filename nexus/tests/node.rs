@@ -30,6 +30,16 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
+/// Waits until it is so.
+async fn until(is_so: impl Fn() -> bool) {
+    let looking = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), looking).await.expect("it comes to be so");
+}
+
 /// A node over a cache with two slices of 1 MiB and one of 4 MiB.
 struct Running {
     _folder: TempDir,
@@ -60,9 +70,7 @@ async fn run_with(security: impl Into<ServerSecurity>, limits: Limits) -> Runnin
     let handle = node.handle();
     let ended = tokio::spawn(async { node.serve().await.unwrap() });
     // Until then it is not said to serve.
-    while !handle.is_serving() {
-        tokio::task::yield_now().await;
-    }
+    until(|| handle.is_serving()).await;
     Running { _folder: folder, cache, address, handle, ended }
 }
 
@@ -304,9 +312,7 @@ async fn a_drain_waits_refuses_and_in_the_end_cuts() {
         let handle = node.handle.clone();
         async move { handle.drain(Some(Duration::from_secs(3600))).await }
     });
-    while node.handle.is_serving() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !node.handle.is_serving()).await;
     match other.select(&selection("*")).await {
         Err(AskError::Unavailable { why, .. }) => assert!(why.contains("takes nothing new"), "{why}"),
         other => panic!("{other:?}"),
@@ -445,9 +451,7 @@ async fn a_node_counts_the_streams_of_all_its_services_in_one_place() {
         let mut pushing = pushing;
         pushing.open(said).await.unwrap().into_inner().message().await
     });
-    while limits.streams() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| limits.streams() > 0).await;
     let range = FetchRangeRequest { key: LARGE.to_owned(), len: 1, ..FetchRangeRequest::default() };
     let mut peer = PeerClient::new(channel);
     let refused = peer.fetch_range(range.clone()).await.unwrap_err();
@@ -455,9 +459,7 @@ async fn a_node_counts_the_streams_of_all_its_services_in_one_place() {
     assert_eq!(refused.message(), "streams_max: 2 is more than the 1 that are allowed");
     drop(says); // The push has said nothing, and ends so.
     let _ = pushing.await.unwrap();
-    while limits.streams() > 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| limits.streams() == 0).await;
     // There is room, and the content id is wrong.
     assert_eq!(peer.fetch_range(range).await.unwrap_err().code(), Code::Aborted);
     assert_eq!(handle.drain(None).await, ended.await.unwrap());
@@ -487,9 +489,7 @@ async fn a_push_that_ignores_the_cut_of_a_drain_ends_all_the_same() {
     let said = tokio_stream::wrappers::UnboundedReceiverStream::new(said);
     let answers = FeedClient::new(dial.channel().await.unwrap()).open(said).await.unwrap().into_inner();
     let key: Key = LARGE.parse().unwrap();
-    while cache.snap(&key).status().state != SnapState::Loading {
-        tokio::task::yield_now().await;
-    }
+    until(|| cache.snap(&key).status().state == SnapState::Loading).await;
     assert_eq!(limits.streams(), 1);
     let drained = handle.drain(Some(Duration::ZERO)).await;
     assert_eq!((drained.calls_cut, ended.await.unwrap()), (1, drained));

@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 /// Rooms for bodies. Clones are the same.
 ///
-/// Invariant: what is kept has at most [`Rooms::KEPT_BYTES_MAX`]. Whoever uses a room has counted it as a parcel's memory.
+/// Invariant: what is kept has at most [`Rooms::KEPT_BYTES_MAX`]. Whoever uses a room has counted what stands in it as a parcel's
+/// memory; a room has at most twice that, or 64 KiB.
 #[derive(Clone, Debug, Default)]
 pub struct Rooms {
     /// Who was used last goes first: most of it is still in the processor's cache.
@@ -23,8 +24,10 @@ impl Rooms {
     /// An empty room with place for so many bytes at least.
     pub fn take(&self, bytes: usize) -> Vec<u8> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        // A smaller one is dropped: those that are kept become as large as what is asked for.
-        kept.filter(|room| bytes <= room.capacity()).unwrap_or_else(|| Vec::with_capacity(bytes))
+        // Another one is dropped: those that are kept become as large as what is asked for, and no small parcel holds what
+        // nobody has counted.
+        let fitting = bytes..=bytes.saturating_mul(2).max(64 << 10);
+        kept.filter(|room| fitting.contains(&room.capacity())).unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
     /// What stands in a room. The room comes back when nobody has the bytes any more.
@@ -78,6 +81,13 @@ mod tests {
         drop(part);
         let again = rooms.take(2999);
         assert_eq!((again.as_ptr(), again.len()), (place, 0));
+    }
+
+    #[test]
+    fn a_small_parcel_holds_no_large_room() {
+        let rooms = Rooms::default();
+        rooms.give_back(Vec::with_capacity(1 << 20));
+        assert!(rooms.take(100).capacity() <= 64 << 10);
     }
 
     #[test]

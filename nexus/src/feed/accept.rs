@@ -61,10 +61,17 @@ impl Pushes {
         let fingerprint = Fingerprint::from_bytes(digits);
         let mut plan = (self.plan)(&key, fingerprint);
         plan.deadline = [plan.deadline, options.timing.deadline].into_iter().flatten().min();
-        if self.was_there(&key, &plan, &mut wire, options, &stop).await? {
-            wire.outgoing.say(message(Done::default()));
-            ending(wire, LINGER_MAX).await;
-            return Ok(());
+        match self.was_there(&key, &plan, &mut wire, options, &stop).await {
+            Ok(true) => {
+                wire.outgoing.say(message(Done::default()));
+                ending(wire, LINGER_MAX).await;
+                return Ok(());
+            }
+            Ok(false) => {}
+            Err(error) => {
+                ending(wire, LINGER_MAX).await;
+                return Err(error);
+            }
         }
         let request = SliceRequest {
             key: offer.key.clone(),
@@ -97,7 +104,9 @@ impl Pushes {
         let (limits, timing) = (options.limits.limits(), &options.timing);
         let mut looking = pin!(is_here(&self.cache, key, plan.fingerprint, plan.durability));
         let mut beats = tokio::time::interval(timing.heartbeat_every);
-        let give_up = tokio::time::Instant::now() + timing.stall_max;
+        let stalled = Instant::now() + timing.stall_max;
+        let give_up: tokio::time::Instant =
+            plan.deadline.map_or(stalled, |deadline| deadline.min(stalled)).into();
         let refuse = |reason, text: &str| {
             let (by, limit) = (Side::Here, String::new());
             Err(StreamError::Aborted { by, reason, limit, text: format!("{key}: {text}") })

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use pelton_nexus_proto::feed::{Side, StreamError, message};
 use pelton_nexus_proto::messages::feed_message::Kind;
 use pelton_nexus_proto::messages::{Abort, FeedMessage, Reason};
-use pelton_nexus_proto::{Limit, Limits};
+use pelton_nexus_proto::{Limit, Limits, plain};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status, Streaming};
@@ -123,7 +123,7 @@ pub(crate) fn heard(status: &Status, limits: &Limits) -> Heard {
         // Our own decoder: a message larger than it may be.
         Code::OutOfRange => {
             let limit = Limit::MessageBytes.name().to_owned();
-            let text = format!("more than {}: {text}", limits.message_bytes_max);
+            let text = format!("more than {}: {}", limits.message_bytes_max, plain(&text));
             let by = Side::Here;
             return Heard::Refused(StreamError::Aborted {
                 by,

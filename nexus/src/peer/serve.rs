@@ -37,7 +37,7 @@ const READY_CHUNKS_MAX: usize = 4;
 pub struct PeerOptions {
     /// How long a fetcher may take nothing, and a disk give nothing, until a range ends.
     pub idle_wait_max: Duration,
-    /// Sizes that bound what is sent, and how many ranges may be on their way: each is a stream.
+    /// Sizes that bound what is sent, and how many manifests and ranges may be on their way: each is a stream.
     pub limits: NodeLimits,
 }
 

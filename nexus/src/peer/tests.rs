@@ -411,11 +411,14 @@ async fn a_fetch_of_what_somebody_loads_waits_without_haste_and_not_beyond_its_d
     let counted = asked.clone();
     liar.unwrap().after_manifest(move || _ = counted.fetch_add(1, Ordering::Relaxed));
     let mut holder = holder(address, false);
-    holder.options.deadline = Some(Instant::now() + Duration::from_millis(500));
+    let begun = Instant::now();
+    holder.options.deadline = Some(begun + Duration::from_secs(2));
     let ended = tokio::time::timeout(Duration::from_secs(20), holder.fetch(&to.cache, &key(), None)).await;
     assert!(matches!(ended, Ok(Err(FetchError::Late { .. }))), "{ended:?}");
     let asked = asked.load(Ordering::Relaxed);
-    assert!((1..=6).contains(&asked), "{asked} manifests in half a second");
+    // Ten times a second at most. In a loop without haste there is none.
+    let most = 2 + begun.elapsed().as_millis() as u64 / 100;
+    assert!((1..=most).contains(&asked), "{asked} manifests in {:?}", begun.elapsed());
     drop(writer);
     holder.options.deadline = None;
     assert!(!holder.fetch(&to.cache, &key(), None).await.unwrap().was_here);

@@ -133,7 +133,10 @@ impl Run<'_> {
 
     /// A pin is told when a restart would know of it.
     fn save_pins(&self, results: &mut [OperationResult]) {
-        let is_done = |result: &&mut OperationResult| matches!(result.outcome, OperationOutcome::Done);
+        // Also where nothing was to do: somebody else may have done it a moment ago, or before a disk refused.
+        let is_done = |result: &&mut OperationResult| {
+            matches!(result.outcome, OperationOutcome::Done | OperationOutcome::Nothing)
+        };
         let mut done: Vec<&mut OperationResult> = results.iter_mut().filter(is_done).collect();
         if done.is_empty() {
             return;

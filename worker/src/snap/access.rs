@@ -117,6 +117,8 @@ struct Inner {
     is_broken: bool,
     /// Among what has changed are pins: that is what somebody has wished, and must hear of if it can't be kept.
     are_pins_changed: bool,
+    /// The same for what a save is at.
+    are_pins_on_their_way: bool,
 }
 
 /// Where the next record goes.
@@ -185,9 +187,10 @@ impl AccessLog {
         self.is_kept && (inner.is_broken || !inner.changed.is_empty())
     }
 
-    /// Whether somebody has pinned or unpinned something, and that is not on the disk.
+    /// Whether somebody has pinned or unpinned something, and that is not on the disk: also while it is on its way there.
     pub(crate) fn lacks_pins(&self) -> bool {
-        self.lock().are_pins_changed
+        let inner = self.lock();
+        inner.are_pins_changed || inner.are_pins_on_their_way
     }
 
     /// Takes note of what is known of some snaps now. Of the others it forgets those that are not to stay. Asks no disk.
@@ -255,13 +258,13 @@ impl AccessLog {
 
     /// Says where the next record goes.
     fn save_after(&self, tail: Option<Tail>, deadline: Option<Instant>) -> Result<Option<Tail>, DiskError> {
-        let (records, all, are_pins_changed) = {
+        let (records, all) = {
             let mut inner = self.lock();
             if inner.changed.is_empty() && !inner.is_broken {
                 return Ok(tail);
             }
             inner.is_broken = false;
-            let are_pins_changed = std::mem::take(&mut inner.are_pins_changed);
+            inner.are_pins_on_their_way = std::mem::take(&mut inner.are_pins_changed);
             let changed = std::mem::take(&mut inner.changed);
             let record = |key: Key| match inner.facts.snap(&key) {
                 Some(facts) => Record::Snap(key, facts.clone()),
@@ -270,16 +273,18 @@ impl AccessLog {
             let records: Vec<Record> = changed.into_iter().map(record).collect();
             let is_long = |tail: &Tail| tail.offset > GROWTH_MIN.max(GROWTH_MAX * tail.compact_bytes);
             let all = tail.as_ref().is_none_or(is_long).then(|| inner.facts.clone());
-            (records, all, are_pins_changed)
+            (records, all)
         };
         let saved = match (tail, all) {
             (Some(tail), None) => self.append(tail, &records, deadline),
             (_, all) => self.make_anew(&all.expect("without a tail it is made anew"), deadline),
         };
+        // One save at a time: who has the tail.
+        let were_pins_on_their_way = std::mem::take(&mut self.lock().are_pins_on_their_way);
         saved.map(Some).inspect_err(|_| {
             let mut inner = self.lock();
             inner.is_broken = true;
-            inner.are_pins_changed |= are_pins_changed;
+            inner.are_pins_changed |= were_pins_on_their_way;
             inner.changed.extend(records.into_iter().map(|record| match record {
                 Record::Snap(key, _) | Record::Erased(key) => key,
             }));

@@ -190,6 +190,11 @@ fn a_pin_that_can_not_be_saved_is_told_with_its_log() {
     let text = error.to_string();
     assert!(text.contains("only as long as the cache is open") && text.contains("access-log"), "{text}");
     assert!(cache.snap(&key()).status().pinned, "it holds here");
+    // Who tries again hears it again, although there is nothing left to do but to save.
+    let again = || cache.operate(&everything, Operation::Pin, &OperationOptions::default()).remove(0).outcome;
+    assert!(matches!(again(), OperationOutcome::Failed(OperationError::Unsaved { .. })));
+    rig.disks[0].heal();
+    assert!(matches!(again(), OperationOutcome::Nothing));
 }
 
 /// Goal: a damaged log costs advice, and no slice. Method: a bit in every fifth byte of it changed in turn; the slices are there, the
