@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pelton_nexus_proto::messages::peer_client::PeerClient;
+use pelton_nexus_proto::messages::{FetchRangeRequest, GetManifestRequest};
 use pelton_nexus_proto::{Limit, Limits};
 use pelton_region_format::{Fingerprint, Key};
 use pelton_worker::testing::{DiskFault, FaultyDisk, When, open_on};
@@ -324,6 +326,45 @@ async fn many_fetches_from_one_peer_share_its_connections() {
         sessions.push(one.await.unwrap());
     }
     assert_eq!(sessions.len(), 64, "all at once");
+}
+
+/// Goal: what nobody takes yet holds up no other range on its connection. Method: five ranges of 3 MiB lie untaken, more than a
+/// stream's window; another one comes whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_nobody_takes_holds_up_no_other_on_its_connection() {
+    let from = Place::new();
+    from.load(1, WritePath::Image);
+    let (address, _) = serve(&from.cache, ServerSecurity::Plain, None).await;
+    let dial = Dial::new(&address.to_string(), ClientSecurity::Plain).unwrap();
+    let mut client = PeerClient::new(dial.channel().await.unwrap());
+    let asked = GetManifestRequest { versions: vec![1], key: key().to_string(), fingerprint: Vec::new() };
+    let manifest = client.get_manifest(asked).await.unwrap().into_inner();
+    let region = manifest.regions[0].clone();
+    let request = FetchRangeRequest {
+        key: key().to_string(),
+        fingerprint: manifest.fingerprint,
+        region: region.index,
+        content_id: region.content_id,
+        offset: 0,
+        len: region.file_bytes,
+        ..FetchRangeRequest::default()
+    };
+    let mut untaken = Vec::new();
+    for _ in 0..5 {
+        untaken.push(client.fetch_range(request.clone()).await.unwrap().into_inner());
+    }
+    // Whatever they may send by themselves they have sent.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let taking = async {
+        let mut range = client.fetch_range(request).await.unwrap().into_inner();
+        let mut messages = 0;
+        while range.message().await.unwrap().is_some() {
+            messages += 1;
+        }
+        messages
+    };
+    let messages = tokio::time::timeout(Duration::from_secs(20), taking).await.expect("it comes whole");
+    assert!(messages > 3, "{messages} for 3 MiB and its end");
 }
 
 /// Goal: a peer serves so many at once, and a fetch waits for its turn. Method: all places but one are taken, so that not
