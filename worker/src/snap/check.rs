@@ -124,6 +124,9 @@ impl Check<'_> {
             Ok(outcome) => outcome.into_length().min(MANIFEST_FILE_BYTES_MAX as u64),
             Err(error) => return Ok(Err(error)),
         };
+        if bytes == 0 {
+            return Ok(Ok(Vec::new())); // A disk has no read of nothing.
+        }
         self.pacer.pay(bytes)?;
         Ok(read(home, file, 0, bytes, self.lane, &self.pacer.patience()))
     }

@@ -165,6 +165,18 @@ fn an_image_of_a_damaged_file_is_not_served_on() {
     assert!(matches!(scan(&cache, 1), Err(LeaseError::NotThere { .. })));
 }
 
+#[test]
+fn an_empty_manifest_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = builder(folder.path()).open().unwrap();
+    load(&cache, 1);
+    let path = folder.path().join("spindle/manifests").join(Manifest::file_name(&key(1)));
+    fs::write(&path, []).unwrap();
+    let mut events = cache.events();
+    scrub(&cache, UNLIMITED).round();
+    assert_eq!(damage_told(&mut events), [(key(1), path, None)]);
+}
+
 /// Between the rename and the moment when it is told, the disk names the next load already.
 #[test]
 fn a_manifest_that_was_just_replaced_is_no_damage() {
